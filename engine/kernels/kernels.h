@@ -1,0 +1,114 @@
+/* The kernels: one table per instruction set, all filled the same way; the scalar one is the
+ * oracle.
+ *
+ * The matrix product works on packed panels. B, a matrix [k][n], is cut into panels of `nr`
+ * columns, each stored [k][width] and zero beyond the matrix, width = tk__panel_width(). A is read
+ * in place with two strides, so one kernel serves forward (rows are patches), the weight gradient
+ * (rows are patch columns) and the data gradient. Every output element is one chain of
+ * multiply-adds over k in rising order, whatever tile it falls into: a result never depends on its
+ * neighbours.
+ *
+ * The other kernels run over `rows` x `c` arrays, channels last. They are plain loops over channels
+ * (elementwise.h), compiled once per instruction set. NaN goes through all of them. */
+#ifndef KERNELS_KERNELS_H
+#define KERNELS_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* c[m][n] (+)= a[m][k] b[k][n], then bias, residual and ReLU in that order where asked for. */
+typedef struct tk__gemm {
+    size_t m, n, k; /* n <= nr; any may be 0 (k = 0: a product of zeros) */
+    const float *a; /* a[i * rs + p * cs] */
+    size_t rs, cs;  /* one of them is 1 */
+    const float *b; /* b[p * ldb + j], readable up to the next multiple of TK__LANES columns */
+    size_t ldb;
+    float *c; /* c[i * ldc + j] */
+    size_t ldc;
+    bool accumulate;       /* add to what c holds */
+    const float *bias;     /* [n], or NULL */
+    const float *residual; /* laid out as c, or NULL */
+    bool relu;
+} tk__gemm;
+
+enum {
+    TK__LANES = 16,  /* panels are padded to this many columns */
+    TK__NR_MAX = 64, /* the widest panel of any instruction set */
+};
+
+/* Geometry of a convolution: y[n][oh][ow][oc] from x[n][ih][iw][ic]. Output pixel (oy, ox), tap
+ * (ty, tx) reads input pixel (oy * stride + ty - pad_y, ox * stride + tx - pad_x), zero outside. */
+typedef struct tk__conv {
+    size_t n, ih, iw, ic, oh, ow, oc, ky, kx, stride;
+    ptrdiff_t pad_y, pad_x;
+} tk__conv;
+
+typedef struct tk__pool_shape {
+    size_t ih, iw, oh, ow, c; /* 3x3, stride 2, padding 1 */
+} tk__pool_shape;
+
+typedef struct tk__kernels {
+    const char *name; /* "scalar", "avx2", "avx512" */
+    size_t nr;        /* panel width, a multiple of TK__LANES */
+    size_t mr;        /* rows of a register tile: blocks of a multiple of it waste nothing */
+    void (*gemm)(const tk__gemm *g);
+    /* Columns k0..k0+kc-1 of the patch rows (output pixels of the batch) m0..m0+rows-1 into out,
+     * `pitch` floats from row to row. Column (ty * kx + tx) * ic + channel is tap (ty, tx). */
+    void (*im2col)(const tk__conv *geo, const float *x, size_t m0, size_t rows, size_t k0,
+                   size_t kc, float *out, size_t pitch);
+
+    /* y = relu?(u * scale + shift (+ residual)) */
+    void (*bn_apply)(size_t rows, size_t c, const float *u, const float *scale, const float *shift,
+                     const float *residual, bool relu, float *y);
+    /* mean[c] and m2[c] = sum of squared distances from it, over rows >= 1 */
+    void (*moments)(size_t rows, size_t c, const float *u, float *mean, float *m2);
+    /* g = dy, or 0 where act <= 0 (act may be NULL: no ReLU); written to g_out unless NULL (dy
+     * itself is fine). sum_g[c] += g; sum_gu[c] += g * (u - mean). */
+    void (*bn_reduce)(size_t rows, size_t c, const float *dy, const float *act, const float *u,
+                      const float *mean, float *g_out, float *sum_g, float *sum_gu);
+    /* du = g * ka + u * kb + kc, g as above; du may be dy */
+    void (*bn_dx)(size_t rows, size_t c, const float *dy, const float *act, const float *u,
+                  const float *ka, const float *kb, const float *kc, float *du);
+    /* Both at once for constant statistics: du = g * ka. du and g_out may be dy. */
+    void (*bn_frozen)(size_t rows, size_t c, const float *dy, const float *act, const float *u,
+                      const float *mean, const float *ka, float *g_out, float *du, float *sum_g,
+                      float *sum_gu);
+
+    /* Output rows y0..y1-1 of one image (x, y, argmax point at the image). The first of equal
+     * values wins, as in PyTorch; argmax (the tap, 0..8) may be NULL. */
+    void (*max_pool)(const tk__pool_shape *s, size_t y0, size_t y1, const float *x, float *y,
+                     int32_t *argmax);
+    /* One image: dx is overwritten. */
+    void (*max_pool_dx)(const tk__pool_shape *s, const float *dy, const int32_t *argmax, float *dx);
+    /* y[c] = mean over rows; dx[rows][c] = dy[c] / rows */
+    void (*avg_pool)(size_t rows, size_t c, const float *x, float *y);
+    void (*avg_pool_dx)(size_t rows, size_t c, const float *dy, float *dx);
+
+    void (*add)(size_t n, float *y, const float *x);         /* y += x */
+    void (*add_squares)(size_t n, float *y, const float *x); /* y += x * x */
+    void (*scale)(size_t n, float *y, float factor);
+    double (*sum_squares)(size_t n, const float *x); /* in double, the same order for every table */
+    /* y[r] = sum over k of w[r][k] x[k], + bias[r] unless NULL: one image through a head */
+    void (*matvec)(size_t rows, size_t k, const float *w, const float *x, const float *bias,
+                   float *y);
+    void (*sgd)(size_t n, float *w, float *g, float *v, float lr, float momentum, float decay,
+                bool nesterov);
+} tk__kernels;
+
+extern const tk__kernels tk__kernels_scalar;
+#if defined(__x86_64__)
+extern const tk__kernels tk__kernels_avx2, tk__kernels_avx512;
+#endif
+
+/* The chosen table. */
+const tk__kernels *tk__kernels_get(void);
+
+/* Width of a panel that holds n >= 1 columns: n rounded up to the lanes, at most nr. */
+static inline size_t tk__panel_width(const tk__kernels *kn, size_t n)
+{
+    const size_t w = (n + TK__LANES - 1) / TK__LANES * TK__LANES;
+    return w < kn->nr ? w : kn->nr;
+}
+
+#endif

@@ -1,0 +1,294 @@
+/* Convolution: packing of weights, forward, and the data gradient, which is a forward convolution
+ * of dy with flipped weights, one for each phase of the stride. */
+#include "net/conv.h"
+
+#include <assert.h>
+#include <string.h>
+
+enum {
+    BLOCK_ROWS = 168, /* patch rows a task holds: a multiple of every register tile's height */
+    BLOCK_K = 256,    /* patch columns it holds: panel and tile then fit the first cache */
+    K_PAD = 16,       /* keeps rows off each other's cache sets */
+};
+
+static size_t min_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static size_t div_up(size_t a, size_t b)
+{
+    return (a + b - 1) / b;
+}
+
+/* K is cut into blocks of nearly equal size; a function of K only, so that no sum depends on the
+ * rest of the batch. */
+static size_t k_block(size_t k)
+{
+    return div_up(div_up(k, div_up(k, BLOCK_K)), TK__LANES) * TK__LANES;
+}
+
+/* --- packing --- */
+
+size_t tk__pack_size(size_t k, size_t n)
+{
+    return k * div_up(n, TK__LANES) * TK__LANES;
+}
+
+/* Rows k0.. of a [k][n] matrix, packed. Element (p, j) is src[p * rs + j * cs]. */
+typedef struct pack_job {
+    const tk__kernels *kn;
+    size_t k, n;
+    size_t taps, rows;    /* k = taps * rows */
+    const float *tap[49]; /* where each tap's rows x n matrix begins */
+    size_t rs, cs;
+    const float *scale; /* [n], or NULL */
+    float *packed;
+} pack_job;
+
+static void pack_straight(const pack_job *job, const float *src, size_t j0, size_t cols,
+                          size_t width, float *out)
+{
+    for (size_t p = 0; p < job->rows; p++, out += width) {
+        const float *row = src + p * job->rs + j0;
+        for (size_t j = 0; j < cols; j++)
+            out[j] = job->scale != NULL ? row[j] * job->scale[j0 + j] : row[j];
+        for (size_t j = cols; j < width; j++)
+            out[j] = 0.0f;
+    }
+}
+
+/* Columns lie apart, rows beside each other: 16 rows at a time, so that a line is read once. */
+static void pack_transposed(const pack_job *job, const float *src, size_t j0, size_t cols,
+                            size_t width, float *out)
+{
+    for (size_t p0 = 0; p0 < job->rows; p0 += 16) {
+        const size_t p1 = min_size(p0 + 16, job->rows);
+        for (size_t j = 0; j < cols; j++) {
+            const float *col = src + (j0 + j) * job->cs;
+            for (size_t p = p0; p < p1; p++)
+                out[p * width + j] = col[p];
+        }
+        for (size_t p = p0; p < p1; p++)
+            for (size_t j = cols; j < width; j++)
+                out[p * width + j] = 0.0f;
+    }
+}
+
+static void pack_task(void *ctx, size_t task, size_t thread)
+{
+    const pack_job *job = ctx;
+    (void)thread;
+    const size_t nr = job->kn->nr, j0 = task / job->taps * nr, tap = task % job->taps;
+    const size_t cols = min_size(nr, job->n - j0), width = tk__panel_width(job->kn, cols);
+    float *out = job->packed + j0 * job->k + tap * job->rows * width;
+    if (job->cs == 1)
+        pack_straight(job, job->tap[tap], j0, cols, width, out);
+    else
+        pack_transposed(job, job->tap[tap], j0, cols, width, out);
+}
+
+static void pack_run(const tk__exec *ex, pack_job *job)
+{
+    job->kn = ex->kn;
+    job->k = job->taps * job->rows;
+    tk_pool_run(ex->pool, div_up(job->n, ex->kn->nr) * job->taps, pack_task, job);
+}
+
+void tk__pack(const tk__exec *ex, size_t k, size_t n, const float *w, const float *scale,
+              float *packed)
+{
+    /* pieces of K as `taps`, so that narrow matrices are spread over threads too */
+    size_t taps = 1;
+    while (taps < 8 && k % (taps * 2) == 0 && k / (taps * 2) >= 64)
+        taps *= 2;
+    pack_job job = {
+        .n = n, .taps = taps, .rows = k / taps, .rs = n, .cs = 1, .scale = scale, .packed = packed};
+    for (size_t t = 0; t < taps; t++)
+        job.tap[t] = w + t * job.rows * n;
+    pack_run(ex, &job);
+}
+
+/* --- forward --- */
+
+typedef struct conv_state {
+    const tk__exec *ex;
+    const tk__conv_job *job;
+    size_t m, k, kc; /* rows, columns of the patches; columns held at a time */
+    size_t rows;     /* per block */
+    size_t panels;   /* per task */
+    size_t column_tasks;
+} conv_state;
+
+size_t tk__conv_block_rows(const tk__conv *geo)
+{
+    const size_t m = geo->n * geo->oh * geo->ow;
+    return min_size(m, BLOCK_ROWS);
+}
+
+size_t tk__conv_scratch(const tk__conv *geo)
+{
+    /* patches, and the widest output block that is scattered (data gradient: ic columns) */
+    const size_t widest = geo->ic > geo->oc ? geo->ic : geo->oc;
+    const size_t forward = BLOCK_ROWS * (BLOCK_K + K_PAD + widest), dw = tk__conv_dw_scratch();
+    return forward > dw ? forward : dw;
+}
+
+/* Adds or copies a block of rows to their places in the finer output. */
+static void scatter(const tk__conv_job *job, const float *rows, size_t m0, size_t m1)
+{
+    const tk__conv *g = &job->geo;
+    for (size_t m = m0; m < m1; m++, rows += g->oc) {
+        const size_t ox = m % g->ow, oy = m / g->ow % g->oh, img = m / (g->ow * g->oh);
+        const size_t y = oy * job->out_step + job->out_y, x = ox * job->out_step + job->out_x;
+        float *to = job->y + ((img * job->out_h + y) * job->out_w + x) * g->oc;
+        if (job->accumulate)
+            for (size_t j = 0; j < g->oc; j++)
+                to[j] += rows[j];
+        else
+            memcpy(to, rows, g->oc * sizeof *to);
+    }
+}
+
+static void conv_task(void *ctx, size_t task, size_t thread)
+{
+    const conv_state *s = ctx;
+    const tk__conv_job *job = s->job;
+    const tk__kernels *kn = s->ex->kn;
+    const size_t n = job->geo.oc, block = task / s->column_tasks;
+    const size_t m0 = block * s->rows, m1 = min_size(m0 + s->rows, s->m);
+    const size_t j_begin = task % s->column_tasks * s->panels * kn->nr;
+    const size_t j_end = min_size(j_begin + s->panels * kn->nr, n);
+    float *patches = s->ex->scratch + thread * s->ex->scratch_each;
+    float *held = patches + (size_t)BLOCK_ROWS * (BLOCK_K + K_PAD);
+    const bool direct = job->out_step == 0;
+    float *out = direct ? job->y + m0 * n : held;
+
+    for (size_t k0 = 0; k0 < s->k; k0 += s->kc) {
+        const size_t kc = min_size(s->kc, s->k - k0), pitch = kc + K_PAD;
+        const bool first = k0 == 0, last = k0 + kc == s->k;
+        kn->im2col(&job->geo, job->x, m0, m1 - m0, k0, kc, patches, pitch);
+        for (size_t j = j_begin; j < j_end; j += kn->nr) {
+            const size_t cols = min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
+            kn->gemm(&(tk__gemm){
+                .m = m1 - m0,
+                .n = cols,
+                .k = kc,
+                .a = patches,
+                .rs = pitch,
+                .cs = 1,
+                .b = job->packed + j * s->k + k0 * width,
+                .ldb = width,
+                .c = out + j,
+                .ldc = n,
+                .accumulate = !first || (direct && job->accumulate),
+                .bias = last && job->bias != NULL ? job->bias + j : NULL,
+                .residual = last && job->residual != NULL ? job->residual + m0 * n + j : NULL,
+                .relu = last && job->relu});
+        }
+    }
+    if (!direct) scatter(job, held, m0, m1);
+    if (job->post != NULL) job->post(job->post_ctx, block, m0, m1);
+}
+
+/* Few rows (one image, late layers): columns are spread over tasks too, at the price of copying the
+ * patches once per task. Never with `post`, which wants whole rows. */
+static void plan_tasks(conv_state *s)
+{
+    const size_t nr = s->ex->kn->nr, panels = div_up(s->job->geo.oc, nr);
+    const size_t want = (size_t)4 * tk_pool_threads(s->ex->pool);
+    s->rows = tk__conv_block_rows(&s->job->geo);
+    s->panels = panels;
+    if (s->job->post == NULL && s->job->out_step == 0 && div_up(s->m, s->rows) < want) {
+        const size_t blocks = min_size(want, div_up(s->m, 56));
+        s->rows = min_size(BLOCK_ROWS, div_up(div_up(s->m, blocks), 14) * 14);
+        const size_t splits = div_up(want, div_up(s->m, s->rows));
+        s->panels = div_up(panels, min_size(splits, panels));
+    }
+    s->column_tasks = div_up(panels, s->panels);
+}
+
+void tk__conv_run(const tk__exec *ex, const tk__conv_job *job)
+{
+    const tk__conv *g = &job->geo;
+    conv_state s = {.ex = ex, .job = job, .m = g->n * g->oh * g->ow, .k = g->ky * g->kx * g->ic};
+    s.kc = k_block(s.k);
+    plan_tasks(&s);
+    tk_pool_run(ex->pool, div_up(s.m, s.rows) * s.column_tasks, conv_task, &s);
+}
+
+/* --- data gradient --- */
+
+/* Along one axis, input position s * a + p is touched by tap r from output a + (p + pad - r) / s,
+ * for the taps r that make the division exact. In rising order of that offset they are r = last,
+ * last - s,
+ * ..., and the first offset is -pad_out. */
+typedef struct phase {
+    size_t taps, last;
+    ptrdiff_t pad_out;
+    size_t size; /* input positions of this phase */
+} phase;
+
+static phase phase_of(size_t p, size_t k, size_t stride, size_t pad, size_t size)
+{
+    phase ph = {.size = size > p ? (size - p - 1) / stride + 1 : 0};
+    for (size_t r = 0; r < k; r++)
+        if ((p + pad + k * stride - r) % stride == 0) {
+            ph.taps++;
+            ph.last = r;
+        }
+    if (ph.taps > 0)
+        ph.pad_out = -(((ptrdiff_t)(p + pad) - (ptrdiff_t)ph.last) / (ptrdiff_t)stride);
+    return ph;
+}
+
+static void dx_phase(const tk__exec *ex, const tk__conv *g, const float *w, const float *dy,
+                     float *dx, bool accumulate, float *packed, size_t py, size_t px)
+{
+    const size_t s = g->stride;
+    const phase y = phase_of(py, g->ky, s, (size_t)g->pad_y, g->ih);
+    const phase x = phase_of(px, g->kx, s, (size_t)g->pad_x, g->iw);
+    if (y.taps * x.taps * y.size * x.size == 0) return;
+    pack_job pack = {
+        .n = g->ic, .taps = y.taps * x.taps, .rows = g->oc, .rs = 1, .cs = g->oc, .packed = packed};
+    for (size_t ty = 0; ty < y.taps; ty++)
+        for (size_t tx = 0; tx < x.taps; tx++)
+            pack.tap[ty * x.taps + tx] =
+                w + ((y.last - ty * s) * g->kx + x.last - tx * s) * g->ic * g->oc;
+    pack_run(ex, &pack);
+    tk__conv_job job = {.geo = {.n = g->n,
+                                .ih = g->oh,
+                                .iw = g->ow,
+                                .ic = g->oc,
+                                .oh = y.size,
+                                .ow = x.size,
+                                .oc = g->ic,
+                                .ky = y.taps,
+                                .kx = x.taps,
+                                .stride = 1,
+                                .pad_y = y.pad_out,
+                                .pad_x = x.pad_out},
+                        .x = dy,
+                        .packed = packed,
+                        .y = dx,
+                        .accumulate = accumulate};
+    if (s > 1) {
+        job.out_step = s;
+        job.out_y = py;
+        job.out_x = px;
+        job.out_h = g->ih;
+        job.out_w = g->iw;
+    }
+    tk__conv_run(ex, &job);
+}
+
+void tk__conv_dx(const tk__exec *ex, const tk__conv *g, const float *w, const float *dy, float *dx,
+                 bool accumulate, float *packed)
+{
+    assert(g->ky == g->kx && g->pad_y == g->pad_x && g->pad_y >= 0 && g->ky * g->kx <= 49);
+    /* phases without a tap (1x1 with a stride) leave their pixels alone */
+    if (g->stride > g->ky && !accumulate) memset(dx, 0, g->n * g->ih * g->iw * g->ic * sizeof *dx);
+    for (size_t py = 0; py < g->stride; py++)
+        for (size_t px = 0; px < g->stride; px++)
+            dx_phase(ex, g, w, dy, dx, accumulate, packed, py, px);
+}

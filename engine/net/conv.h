@@ -1,0 +1,67 @@
+/* Convolution as a matrix product of patches and weights, NHWC, spread over a pool.
+ *
+ * Patches are never stored whole: each task copies a block of patch rows (im2col) into its thread's
+ * scratch, where it stays in the cache, and multiplies it by packed weights (kernels.h). */
+#ifndef NET_CONV_H
+#define NET_CONV_H
+
+#include "engine/pool.h"
+#include "kernels/kernels.h"
+
+/* What the tasks run on: `scratch` holds tk__conv_scratch() floats per thread. */
+typedef struct tk__exec {
+    const tk__kernels *kn;
+    tk_pool *pool;
+    float *scratch;
+    size_t scratch_each;
+} tk__exec;
+
+/* Called in the task that has finished rows m0..m1-1 (pixels of the whole batch) of the output, all
+ * columns, while they are in its cache. `block` counts from 0. */
+typedef void tk__conv_post(void *ctx, size_t block, size_t m0, size_t m1);
+
+typedef struct tk__conv_job {
+    tk__conv geo;
+    const float *x, *packed; /* packed: tk__pack_size() floats */
+    float *y;
+    bool accumulate, relu;
+    const float *bias, *residual;
+    /* Where rows go when y is finer than the output grid (data gradient of a strided convolution):
+     * pixel (oy, ox) to (oy * out_step + out_y, ox * out_step + out_x) of [out_h][out_w]. 0: as is.
+     */
+    size_t out_step, out_y, out_x, out_h, out_w;
+    tk__conv_post *post;
+    void *post_ctx;
+} tk__conv_job;
+
+/* Rows per block when `post` is set; blocks = ceil(rows / this). Depends on the geometry only. */
+size_t tk__conv_block_rows(const tk__conv *geo);
+void tk__conv_run(const tk__exec *ex, const tk__conv_job *job);
+/* The weight gradient's share of the scratch. */
+size_t tk__conv_dw_scratch(void);
+/* Floats of scratch a thread needs for any job, data or weight gradient of this geometry. */
+size_t tk__conv_scratch(const tk__conv *geo);
+
+/* Floats of a packed [k][n] matrix. */
+size_t tk__pack_size(size_t k, size_t n);
+/* Packs w [k][n], each column times scale[n] unless NULL. */
+void tk__pack(const tk__exec *ex, size_t k, size_t n, const float *w, const float *scale,
+              float *packed);
+
+/* dx [n][ih][iw][ic] (+)= the data gradient of the convolution `geo` (square, symmetric padding)
+ * for weights w (HWIO) and dy [n][oh][ow][oc]. `packed` is scratch of tk__pack_size(K, ic) floats,
+ * where K = ky * kx * oc. */
+void tk__conv_dx(const tk__exec *ex, const tk__conv *geo, const float *w, const float *dy,
+                 float *dx, bool accumulate, float *packed);
+
+/* dw [ky][kx][ic][oc] = the weight gradient. `partials` is scratch of tk__conv_partials() floats.
+ * The order of summation depends on the geometry and the pool's number of threads only. */
+void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const float *x, const float *dy,
+                 float *dw, float *partials);
+size_t tk__conv_partials(const tk__exec *ex, const tk__conv *geo);
+/* squares += the square of each image's own weight gradient, image by image. `one` is scratch of
+ * the weights' size. */
+void tk__conv_dw_squares(const tk__exec *ex, const tk__conv *geo, const float *x, const float *dy,
+                         float *one, float *squares);
+
+#endif

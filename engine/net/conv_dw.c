@@ -1,0 +1,169 @@
+/* The weight gradient: dW = patches^T dY, a product whose long side, the pixels, is summed over.
+ *
+ * Tasks are slices of K (rows of dW) times chunks of pixels. A slice is written by one task per
+ * chunk; with several chunks each has its own partial dW, and these are added in order. */
+#include <string.h>
+
+#include "net/conv.h"
+
+enum {
+    SLICE = 224,        /* rows of dW a task owns, at most */
+    BLOCK_PIXELS = 256, /* pixels whose patches are held at a time */
+    PAD = 16,
+};
+
+static size_t min_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static size_t div_up(size_t a, size_t b)
+{
+    return (a + b - 1) / b;
+}
+
+typedef struct dw_state {
+    const tk__exec *ex;
+    tk__conv geo;
+    const float *x, *dy;
+    float *dw; /* [chunks][k][oc] */
+    size_t k, slice, slices;
+    size_t pixels, chunk, chunks;
+} dw_state;
+
+size_t tk__conv_dw_scratch(void)
+{
+    return (size_t)BLOCK_PIXELS * (TK__NR_MAX + SLICE + PAD);
+}
+
+/* Grows with the number of images, which the number of chunks in use need not. */
+static size_t chunks_at_most(const dw_state *s)
+{
+    const size_t want = (size_t)4 * tk_pool_threads(s->ex->pool);
+    return min_size(div_up(want, s->slices), div_up(s->pixels, (size_t)4 * BLOCK_PIXELS));
+}
+
+static dw_state plan(const tk__exec *ex, const tk__conv *geo)
+{
+    dw_state s = {.ex = ex,
+                  .geo = *geo,
+                  .k = geo->ky * geo->kx * geo->ic,
+                  .pixels = geo->n * geo->oh * geo->ow};
+    s.slice = div_up(s.k, div_up(s.k, SLICE));
+    s.slices = div_up(s.k, s.slice);
+    s.chunk = div_up(s.pixels, chunks_at_most(&s));
+    s.chunks = div_up(s.pixels, s.chunk);
+    return s;
+}
+
+/* dw[k0..k1)[oc] (+)= the sum over pixels p0..p1 of patch x dy. */
+static void accumulate(const dw_state *s, size_t thread, size_t k0, size_t k1, size_t p0, size_t p1,
+                       float *dw)
+{
+    const tk__kernels *kn = s->ex->kn;
+    const size_t n = s->geo.oc, rows = k1 - k0, pitch = rows + PAD;
+    float *panel = s->ex->scratch + thread * s->ex->scratch_each;
+    float *patches = panel + (size_t)BLOCK_PIXELS * TK__NR_MAX;
+    const size_t block = div_up(p1 - p0, div_up(p1 - p0, BLOCK_PIXELS));
+    for (size_t p = p0; p < p1; p += block) {
+        const size_t count = min_size(block, p1 - p);
+        kn->im2col(&s->geo, s->x, p, count, k0, rows, patches, pitch);
+        for (size_t j = 0; j < n; j += kn->nr) {
+            const size_t cols = min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
+            for (size_t q = 0; q < count; q++) {
+                memcpy(panel + q * width, s->dy + (p + q) * n + j, cols * sizeof *panel);
+                memset(panel + q * width + cols, 0, (width - cols) * sizeof *panel);
+            }
+            kn->gemm(&(tk__gemm){.m = rows,
+                                 .n = cols,
+                                 .k = count,
+                                 .a = patches,
+                                 .rs = 1,
+                                 .cs = pitch,
+                                 .b = panel,
+                                 .ldb = width,
+                                 .c = dw + k0 * n + j,
+                                 .ldc = n,
+                                 .accumulate = p > p0});
+        }
+    }
+}
+
+static void dw_task(void *ctx, size_t task, size_t thread)
+{
+    const dw_state *s = ctx;
+    const size_t chunk = task / s->slices, k0 = task % s->slices * s->slice;
+    const size_t p0 = chunk * s->chunk;
+    accumulate(s, thread, k0, min_size(k0 + s->slice, s->k), p0, min_size(p0 + s->chunk, s->pixels),
+               s->dw + chunk * s->k * s->geo.oc);
+}
+
+typedef struct sum_state {
+    const tk__kernels *kn;
+    const float *partials;
+    float *dw;
+    size_t count, piece, chunks;
+} sum_state;
+
+static void sum_task(void *ctx, size_t task, size_t thread)
+{
+    const sum_state *s = ctx;
+    (void)thread;
+    const size_t at = task * s->piece, n = min_size(s->piece, s->count - at);
+    memcpy(s->dw + at, s->partials + at, n * sizeof *s->dw);
+    for (size_t c = 1; c < s->chunks; c++)
+        s->kn->add(n, s->dw + at, s->partials + c * s->count + at);
+}
+
+size_t tk__conv_partials(const tk__exec *ex, const tk__conv *geo)
+{
+    const dw_state s = plan(ex, geo);
+    const size_t chunks = chunks_at_most(&s);
+    return chunks > 1 ? chunks * s.k * geo->oc : 0;
+}
+
+void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const float *x, const float *dy,
+                 float *dw, float *partials)
+{
+    dw_state s = plan(ex, geo);
+    s.x = x;
+    s.dy = dy;
+    s.dw = s.chunks > 1 ? partials : dw;
+    tk_pool_run(ex->pool, s.slices * s.chunks, dw_task, &s);
+    if (s.chunks <= 1) return;
+    sum_state sum = {.kn = ex->kn,
+                     .partials = partials,
+                     .dw = dw,
+                     .count = s.k * geo->oc,
+                     .piece = 4096,
+                     .chunks = s.chunks};
+    tk_pool_run(ex->pool, div_up(sum.count, sum.piece), sum_task, &sum);
+}
+
+/* One slice of dW for all images in turn: no two tasks share a square. */
+typedef struct squares_state {
+    dw_state dw;
+    float *squares;
+} squares_state;
+
+static void squares_task(void *ctx, size_t task, size_t thread)
+{
+    const squares_state *q = ctx;
+    const dw_state *s = &q->dw;
+    const size_t n = s->geo.oc, pixels = s->geo.oh * s->geo.ow;
+    const size_t k0 = task * s->slice, k1 = min_size(k0 + s->slice, s->k);
+    for (size_t i = 0; i < s->geo.n; i++) {
+        accumulate(s, thread, k0, k1, i * pixels, (i + 1) * pixels, s->dw);
+        s->ex->kn->add_squares((k1 - k0) * n, q->squares + k0 * n, s->dw + k0 * n);
+    }
+}
+
+void tk__conv_dw_squares(const tk__exec *ex, const tk__conv *geo, const float *x, const float *dy,
+                         float *one, float *squares)
+{
+    squares_state q = {.dw = plan(ex, geo), .squares = squares};
+    q.dw.x = x;
+    q.dw.dy = dy;
+    q.dw.dw = one;
+    tk_pool_run(ex->pool, q.dw.slices, squares_task, &q);
+}

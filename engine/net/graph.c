@@ -1,0 +1,263 @@
+/* The training graph: creation and forward. Backward is in graph_backward.c. */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "engine/mem.h"
+#include "net/graph_internal.h"
+
+tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n)
+{
+    const tk__map *in = &l->map[u->in], *out = &l->map[u->out];
+    return (tk__conv){.n = n,
+                      .ih = in->h,
+                      .iw = in->w,
+                      .ic = in->c,
+                      .oh = out->h,
+                      .ow = out->w,
+                      .oc = out->c,
+                      .ky = u->k,
+                      .kx = u->k,
+                      .stride = u->stride,
+                      .pad_y = (ptrdiff_t)u->pad,
+                      .pad_x = (ptrdiff_t)u->pad};
+}
+
+/* --- creation --- */
+
+/* Hands out pieces of the block; a first walk with base NULL only counts. */
+typedef struct carver {
+    float *base;
+    size_t used;
+    bool overflow;
+} carver;
+
+static float *carve(carver *c, size_t a, size_t b)
+{
+    size_t n;
+    if (!tk_mul_size(a, b, &n) || n > SIZE_MAX / 16 - c->used) {
+        c->overflow = true;
+        return NULL;
+    }
+    float *p = c->base != NULL ? c->base + c->used : NULL;
+    c->used += (n + 15) / 16 * 16;
+    return p;
+}
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* What the units need at most, to size what they share. */
+typedef struct needs {
+    size_t map, channels, sums, packed, partials, scratch;
+} needs;
+
+static needs needs_of(const tk_graph *g)
+{
+    needs most = {0};
+    for (size_t i = 0; i < g->layout.units; i++) {
+        const tk__unit *u = &g->layout.unit[i];
+        const tk__conv geo = tk__unit_geo(&g->layout, u, g->max_batch);
+        const size_t k = geo.ky * geo.kx, rows = geo.n * geo.oh * geo.ow;
+        const size_t block = tk__conv_block_rows(&geo);
+        most.map = max_size(most.map, tk__map_floats(&g->layout.map[u->out]));
+        most.channels = max_size(most.channels, geo.oc);
+        most.sums = max_size(most.sums, (rows + block - 1) / block * 2 * geo.oc);
+        most.sums = max_size(most.sums, tk__bn_sums(rows, geo.oc, geo.n));
+        most.packed = max_size(most.packed, tk__pack_size(k * geo.ic, geo.oc));
+        most.packed = max_size(most.packed, tk__pack_size(k * geo.oc, geo.ic));
+        /* one image's weight gradient, or the chunks' of any batch */
+        most.partials = max_size(most.partials, k * geo.ic * geo.oc);
+        most.partials = max_size(most.partials, tk__conv_partials(&g->ex, &geo));
+        most.scratch = max_size(most.scratch, tk__conv_scratch(&geo));
+    }
+    return most;
+}
+
+static bool lay_out(tk_graph *g, carver *c)
+{
+    const tk__layout *l = &g->layout;
+    const needs most = needs_of(g);
+    for (size_t m = 0; m < l->maps; m++)
+        g->act[m] = carve(c, g->max_batch, tk__map_floats(&l->map[m]));
+    for (size_t i = 0; i < l->units; i++) {
+        const tk__map *out = &l->map[l->unit[i].out];
+        g->pre[i] = carve(c, g->max_batch, tk__map_floats(out));
+        g->mean[i] = carve(c, 1, out->c);
+        g->invstd[i] = carve(c, 1, out->c);
+        if (l->unit[i].pool_after)
+            g->argmax = (int32_t *)(void *)carve(c, g->max_batch, tk__map_floats(out + 1));
+    }
+    g->features = carve(c, g->max_batch, tk_arch_features(g->arch));
+    g->coef = carve(c, 3, most.channels);
+    g->sums = carve(c, 1, most.sums);
+    g->packed = carve(c, 1, most.packed);
+    g->partials = carve(c, 1, most.partials);
+    for (size_t s = 0; s < TK__SLOTS; s++)
+        g->slot[s] = carve(c, g->max_batch, most.map);
+    g->ex.scratch_each = (most.scratch + 15) / 16 * 16;
+    g->ex.scratch = carve(c, tk_pool_threads(g->ex.pool), g->ex.scratch_each);
+    return !c->overflow;
+}
+
+tk_err tk_graph_create(tk_graph **out, tk_arch arch, unsigned px, size_t max_batch, tk_pool *pool,
+                       tk_diag *diag)
+{
+    *out = NULL;
+    if (max_batch == 0 || max_batch > UINT16_MAX)
+        return tk_fail(diag, TK_BADARG, "batch size %zu is not in 1..%d", max_batch, UINT16_MAX);
+    const tk_err err = tk_arch_check_px(arch, px, diag);
+    if (err != TK_OK) return err;
+    tk_graph *g = tk_calloc(1, sizeof *g);
+    if (g == NULL) return tk_fail(diag, TK_NOMEM, "no memory for a training graph");
+    g->arch = arch;
+    g->max_batch = max_batch;
+    g->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool};
+    tk__layout_init(&g->layout, arch, px);
+    carver count = {0};
+    if (lay_out(g, &count)) g->block = tk_aligned_calloc(count.used, sizeof *g->block);
+    if (g->block == NULL) {
+        tk_graph_destroy(g);
+        return tk_fail(diag, TK_NOMEM, "no memory for a training graph of %s, %u px, batch %zu",
+                       tk_arch_name(arch), px, max_batch);
+    }
+    g->floats = count.used;
+    carver fill = {.base = g->block};
+    (void)lay_out(g, &fill);
+    *out = g;
+    return TK_OK;
+}
+
+void tk_graph_destroy(tk_graph *graph)
+{
+    if (graph == NULL) return;
+    tk_free(graph->block);
+    tk_free(graph);
+}
+
+size_t tk_graph_bytes(const tk_graph *graph)
+{
+    return sizeof *graph + graph->floats * sizeof *graph->block;
+}
+
+/* --- forward --- */
+
+/* What follows a block of a unit's convolution while it is in the cache. */
+typedef struct after_conv {
+    const tk__kernels *kn;
+    size_t c;
+    const float *u, *scale, *shift, *residual;
+    float *y, *pairs;
+    bool relu;
+} after_conv;
+
+static void after_frozen(void *ctx, size_t block, size_t m0, size_t m1)
+{
+    const after_conv *a = ctx;
+    (void)block;
+    const size_t at = m0 * a->c;
+    a->kn->bn_apply(m1 - m0, a->c, a->u + at, a->scale, a->shift,
+                    a->residual != NULL ? a->residual + at : NULL, a->relu, a->y + at);
+}
+
+static void after_batch(void *ctx, size_t block, size_t m0, size_t m1)
+{
+    const after_conv *a = ctx;
+    float *mean = a->pairs + 2 * block * a->c;
+    a->kn->moments(m1 - m0, a->c, a->u + m0 * a->c, mean, mean + a->c);
+}
+
+static void use_running(const tk_params *params, const tk__unit *u, size_t c, float *mean,
+                        float *invstd)
+{
+    const float *var = tk__param_at(params, u->var);
+    memcpy(mean, tk__param_at(params, u->mean), c * sizeof *mean);
+    for (size_t j = 0; j < c; j++)
+        invstd[j] = 1.0f / sqrtf(var[j] + TK__BN_EPS);
+}
+
+static void forward_unit(tk_graph *g, tk_params *params, size_t i)
+{
+    const tk__unit *u = &g->layout.unit[i];
+    const tk__conv geo = tk__unit_geo(&g->layout, u, g->n);
+    const size_t c = geo.oc, rows = geo.n * geo.oh * geo.ow;
+    const float *gamma = tk__param_at(params, u->gamma), *beta = tk__param_at(params, u->beta);
+    float *scale = g->coef, *shift = g->coef + c;
+    after_conv after = {.kn = g->ex.kn,
+                        .c = c,
+                        .u = g->pre[i],
+                        .scale = scale,
+                        .shift = shift,
+                        .residual = u->residual == TK__NO_MAP ? NULL : g->act[u->residual],
+                        .y = g->act[u->out],
+                        .pairs = g->sums,
+                        .relu = u->relu};
+    const bool batch = g->mode == TK_BN_BATCH;
+    if (!batch) {
+        use_running(params, u, c, g->mean[i], g->invstd[i]);
+        tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], scale, shift);
+    }
+    tk__pack(&g->ex, geo.ky * geo.kx * geo.ic, c, tk__param_at(params, u->conv), NULL, g->packed);
+    tk__conv_run(&g->ex, &(tk__conv_job){.geo = geo,
+                                         .x = g->act[u->in],
+                                         .packed = g->packed,
+                                         .y = g->pre[i],
+                                         .post = batch ? after_batch : after_frozen,
+                                         .post_ctx = &after});
+    if (!batch) return;
+    const size_t block = tk__conv_block_rows(&geo);
+    tk__bn_merge((rows + block - 1) / block, block, rows, c, g->sums, g->mean[i], g->invstd[i],
+                 params->data + params->table[u->mean].offset,
+                 params->data + params->table[u->var].offset);
+    tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], scale, shift);
+    tk__bn_apply(&g->ex, rows, c, g->pre[i], scale, shift, after.residual, u->relu, g->act[u->out]);
+}
+
+typedef struct pool_state {
+    tk_graph *g;
+    int in, out;
+    tk__pool_shape shape;
+} pool_state;
+
+static void max_pool_task(void *ctx, size_t image, size_t thread)
+{
+    const pool_state *s = ctx;
+    (void)thread;
+    const size_t in = tk__map_floats(&s->g->layout.map[s->in]);
+    const size_t out = tk__map_floats(&s->g->layout.map[s->out]);
+    s->g->ex.kn->max_pool(&s->shape, 0, s->shape.oh, s->g->act[s->in] + image * in,
+                          s->g->act[s->out] + image * out, s->g->argmax + image * out);
+}
+
+static void avg_pool_task(void *ctx, size_t image, size_t thread)
+{
+    const pool_state *s = ctx;
+    (void)thread;
+    const tk__map *in = &s->g->layout.map[s->in];
+    s->g->ex.kn->avg_pool(in->h * in->w, in->c, s->g->act[s->in] + image * tk__map_floats(in),
+                          s->g->features + image * in->c);
+}
+
+void tk_graph_forward(tk_graph *graph, tk_params *params, size_t n, const float *x, tk_bn_mode mode,
+                      const float **features)
+{
+    const tk__layout *l = &graph->layout;
+    assert(n >= 1 && n <= graph->max_batch && params->arch == graph->arch);
+    graph->n = n;
+    graph->mode = mode;
+    memcpy(graph->act[TK__INPUT_MAP], x, n * tk__map_floats(&l->map[0]) * sizeof *x);
+    for (size_t i = 0; i < l->units; i++) {
+        forward_unit(graph, params, i);
+        if (!l->unit[i].pool_after) continue;
+        const int in = l->unit[i].out;
+        const tk__map *a = &l->map[in], *b = &l->map[in + 1];
+        pool_state s = {
+            .g = graph, .in = in, .out = in + 1, .shape = {a->h, a->w, b->h, b->w, a->c}};
+        tk_pool_run(graph->ex.pool, n, max_pool_task, &s);
+    }
+    pool_state s = {.g = graph, .in = (int)l->maps - 1};
+    tk_pool_run(graph->ex.pool, n, avg_pool_task, &s);
+    *features = graph->features;
+}

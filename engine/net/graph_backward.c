@@ -1,0 +1,178 @@
+/* Backward through the training graph, unit by unit in reverse.
+ *
+ * Gradients of maps live in three slots. The gradient of a unit's output, once masked by its ReLU,
+ * *is* the gradient that its residual map gets from here, so the slot passes to that map; the
+ * convolutions that read the map add to it. */
+#include <assert.h>
+#include <string.h>
+
+#include "net/graph_internal.h"
+
+typedef struct backward {
+    const tk_graph *g;
+    const tk_params *params;
+    float *out; /* grads, or squares */
+    bool squares;
+    int slot_of[TK__MAX_MAPS]; /* -1: no gradient yet */
+    bool busy[TK__SLOTS];
+} backward;
+
+static int take_slot(backward *b)
+{
+    int s = 0;
+    while (s < TK__SLOTS && b->busy[s])
+        s++;
+    assert(s < TK__SLOTS); /* three gradients live at most */
+    b->busy[s] = true;
+    return s;
+}
+
+static void drop_map(backward *b, int map)
+{
+    b->busy[b->slot_of[map]] = false;
+    b->slot_of[map] = -1;
+}
+
+static float *param_out(const backward *b, size_t index)
+{
+    return b->out + b->params->table[index].offset;
+}
+
+/* Gradient of the unit's output to that of its convolution's output, in slot `du`. */
+static void backward_norm(backward *b, size_t i, int d, int du)
+{
+    const tk_graph *g = b->g;
+    const tk__unit *u = &g->layout.unit[i];
+    const tk__map *out = &g->layout.map[u->out];
+    tk__bn_backward_run(&g->ex, &(tk__bn_backward){.rows = g->n * out->h * out->w,
+                                                   .c = out->c,
+                                                   .dy = g->slot[d],
+                                                   .act = u->relu ? g->act[u->out] : NULL,
+                                                   .u = g->pre[i],
+                                                   .mean = g->mean[i],
+                                                   .invstd = g->invstd[i],
+                                                   .gamma = tk__param_at(b->params, u->gamma),
+                                                   .g_out = du != d ? g->slot[d] : NULL,
+                                                   .du = g->slot[du],
+                                                   .dgamma = param_out(b, u->gamma),
+                                                   .dbeta = param_out(b, u->beta),
+                                                   .batch = g->mode == TK_BN_BATCH,
+                                                   .sample_rows = b->squares ? out->h * out->w : 0,
+                                                   .sums = g->sums,
+                                                   .coef = g->coef});
+}
+
+static void backward_conv(backward *b, size_t i, int du)
+{
+    const tk_graph *g = b->g;
+    const tk__unit *u = &g->layout.unit[i];
+    const tk__conv geo = tk__unit_geo(&g->layout, u, g->n);
+    const float *x = g->act[u->in];
+    if (b->squares)
+        tk__conv_dw_squares(&g->ex, &geo, x, g->slot[du], g->partials, param_out(b, u->conv));
+    else
+        tk__conv_dw(&g->ex, &geo, x, g->slot[du], param_out(b, u->conv), g->partials);
+    if (u->in == TK__INPUT_MAP) return;
+    const bool accumulate = b->slot_of[u->in] >= 0;
+    if (!accumulate) b->slot_of[u->in] = take_slot(b);
+    tk__conv_dx(&g->ex, &geo, tk__param_at(b->params, u->conv), g->slot[du],
+                g->slot[b->slot_of[u->in]], accumulate, g->packed);
+}
+
+static void backward_unit(backward *b, size_t i)
+{
+    const tk__unit *u = &b->g->layout.unit[i];
+    const int d = b->slot_of[u->out];
+    const int du = u->residual == TK__NO_MAP ? d : take_slot(b);
+    backward_norm(b, i, d, du);
+    b->slot_of[u->out] = -1;
+    if (u->residual != TK__NO_MAP) {
+        assert(b->slot_of[u->residual] < 0);
+        b->slot_of[u->residual] = d;
+    }
+    backward_conv(b, i, du);
+    b->busy[du] = false;
+}
+
+typedef struct pool_state {
+    const backward *b;
+    tk__pool_shape shape;
+    const float *dy;
+    float *dx;
+} pool_state;
+
+static void max_pool_task(void *ctx, size_t image, size_t thread)
+{
+    const pool_state *s = ctx;
+    const tk__pool_shape *p = &s->shape;
+    (void)thread;
+    const size_t in = p->ih * p->iw * p->c, out = p->oh * p->ow * p->c;
+    s->b->g->ex.kn->max_pool_dx(p, s->dy + image * out, s->b->g->argmax + image * out,
+                                s->dx + image * in);
+}
+
+static void backward_max_pool(backward *b, int in)
+{
+    const tk__map *x = &b->g->layout.map[in], *y = x + 1;
+    b->slot_of[in] = take_slot(b);
+    pool_state s = {.b = b,
+                    .shape = {x->h, x->w, y->h, y->w, x->c},
+                    .dy = b->g->slot[b->slot_of[in + 1]],
+                    .dx = b->g->slot[b->slot_of[in]]};
+    tk_pool_run(b->g->ex.pool, b->g->n, max_pool_task, &s);
+    drop_map(b, in + 1);
+}
+
+static void avg_pool_task(void *ctx, size_t image, size_t thread)
+{
+    const pool_state *s = ctx;
+    const size_t rows = s->shape.ih * s->shape.iw, c = s->shape.c;
+    (void)thread;
+    s->b->g->ex.kn->avg_pool_dx(rows, c, s->dy + image * c, s->dx + image * rows * c);
+}
+
+static void backward_avg_pool(backward *b, const float *dfeatures)
+{
+    const int last = (int)b->g->layout.maps - 1;
+    const tk__map *m = &b->g->layout.map[last];
+    b->slot_of[last] = take_slot(b);
+    pool_state s = {.b = b,
+                    .shape = {.ih = m->h, .iw = m->w, .c = m->c},
+                    .dy = dfeatures,
+                    .dx = b->g->slot[b->slot_of[last]]};
+    tk_pool_run(b->g->ex.pool, b->g->n, avg_pool_task, &s);
+}
+
+static void run(backward *b, const float *dfeatures)
+{
+    assert(b->g->n > 0 && b->params->arch == b->g->arch);
+    for (size_t m = 0; m < TK__MAX_MAPS; m++)
+        b->slot_of[m] = -1;
+    backward_avg_pool(b, dfeatures);
+    for (size_t i = b->g->layout.units; i-- > 0;) {
+        const tk__unit *u = &b->g->layout.unit[i];
+        if (u->pool_after) backward_max_pool(b, u->out);
+        backward_unit(b, i);
+    }
+}
+
+void tk_graph_backward(tk_graph *graph, const tk_params *params, const float *dfeatures,
+                       float *grads)
+{
+    backward b = {.g = graph, .params = params, .out = grads};
+    run(&b, dfeatures);
+    for (size_t t = 0; t < params->tensors; t++) {
+        const tk_param *p = &params->table[t];
+        const size_t end = p->offset + p->count;
+        if (end < params->trained)
+            memset(grads + end, 0, (size_t)(-(ptrdiff_t)end & 15) * sizeof *grads);
+    }
+}
+
+void tk_graph_backward_squares(tk_graph *graph, const tk_params *params, const float *dfeatures,
+                               float *squares)
+{
+    assert(graph->mode == TK_BN_FROZEN);
+    backward b = {.g = graph, .params = params, .out = squares, .squares = true};
+    run(&b, dfeatures);
+}

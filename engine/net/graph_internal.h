@@ -1,0 +1,42 @@
+/* The training graph's inside, shared by its forward and its backward. */
+#ifndef NET_GRAPH_INTERNAL_H
+#define NET_GRAPH_INTERNAL_H
+
+#include "engine/graph.h"
+#include "net/layout.h"
+#include "net/norm.h"
+
+/* Gradients that live at once: of a unit's output, of its convolution, and of its input. */
+enum { TK__SLOTS = 3 };
+
+struct tk_graph {
+    tk_arch arch;
+    tk__layout layout;
+    tk__exec ex;
+    size_t max_batch;
+    size_t n; /* images of the last forward */
+    tk_bn_mode mode;
+
+    float *block; /* everything below lies in it */
+    size_t floats;
+    float *act[TK__MAX_MAPS];  /* [max_batch][h][w][c]; 0: a copy of the input */
+    float *pre[TK__MAX_UNITS]; /* the convolution's output, before batch norm */
+    float *mean[TK__MAX_UNITS], *invstd[TK__MAX_UNITS]; /* that the last forward used */
+    int32_t *argmax;                                    /* the stem's max pool */
+    float *features;
+    float *coef;     /* 3 * the widest map's channels */
+    float *sums;     /* statistics by chunk */
+    float *packed;   /* weights of the unit at work */
+    float *partials; /* weight gradient by chunk */
+    float *slot[TK__SLOTS];
+};
+
+/* Geometry of a unit for n images. */
+tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n);
+
+static inline const float *tk__param_at(const tk_params *params, size_t index)
+{
+    return params->data + params->table[index].offset;
+}
+
+#endif

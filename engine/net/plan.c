@@ -1,0 +1,202 @@
+/* The inference plan: folded weights packed once, maps in a few slots that take turns, and a run
+ * that is one convolution job per unit with bias, residual and ReLU in its epilogue. */
+#include "engine/plan.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "engine/mem.h"
+#include "net/graph_internal.h"
+
+enum {
+    SLOTS = 4
+}; /* maps alive at once: a block's input, shortcut, branch, and the one being made */
+
+struct tk_plan {
+    tk__layout layout;
+    tk__exec ex;
+    size_t max_batch;
+    float *block; /* everything below lies in it */
+    size_t floats;
+    float *packed[TK__MAX_UNITS], *bias[TK__MAX_UNITS];
+    float *slot[SLOTS];
+    int slot_of[TK__MAX_MAPS];
+};
+
+/* --- memory --- */
+
+/* The unit after which map m is no longer read. */
+static size_t last_use(const tk__layout *l, int m)
+{
+    size_t last = 0;
+    for (size_t i = 0; i < l->units; i++) {
+        const tk__unit *u = &l->unit[i];
+        if (u->in == m || u->residual == m) last = i;
+    }
+    return m == (int)l->maps - 1 ? l->units : last;
+}
+
+/* Gives every map the first slot whose map is dead, and writes the floats that each slot needs. */
+static void plan_slots(tk_plan *p, size_t floats[SLOTS])
+{
+    const tk__layout *l = &p->layout;
+    size_t busy_until[SLOTS] = {0}; /* unit index + 1 */
+    memset(floats, 0, SLOTS * sizeof *floats);
+    for (size_t i = 0; i < l->units; i++) {
+        const int made = l->unit[i].out, n = l->unit[i].pool_after ? 2 : 1;
+        for (int m = made; m < made + n; m++) {
+            int s = 0;
+            while (s < SLOTS && busy_until[s] > i)
+                s++;
+            assert(s < SLOTS);
+            const size_t need = p->max_batch * tk__map_floats(&l->map[m]);
+            if (floats[s] < need) floats[s] = need;
+            p->slot_of[m] = s;
+            /* a map that only the max pool reads lives until that has run, within this unit */
+            busy_until[s] = n == 2 && m == made ? i + 1 : last_use(l, m) + 1;
+        }
+    }
+}
+
+/* Places everything from `base` on (NULL: only counts) and returns the floats used. */
+static size_t lay_out(tk_plan *p, float *base)
+{
+    const tk__layout *l = &p->layout;
+    size_t used = 0, scratch = 0, slots[SLOTS];
+    for (size_t i = 0; i < l->units; i++) {
+        const tk__conv geo = tk__unit_geo(l, &l->unit[i], p->max_batch);
+        p->packed[i] = base != NULL ? base + used : NULL;
+        used += tk__pack_size(geo.ky * geo.kx * geo.ic, geo.oc);
+        p->bias[i] = base != NULL ? base + used : NULL;
+        used += (geo.oc + 15) / 16 * 16;
+        if (scratch < tk__conv_scratch(&geo)) scratch = tk__conv_scratch(&geo);
+    }
+    plan_slots(p, slots);
+    for (int s = 0; s < SLOTS; s++) {
+        p->slot[s] = base != NULL ? base + used : NULL;
+        used += (slots[s] + 15) / 16 * 16;
+    }
+    p->ex.scratch_each = (scratch + 15) / 16 * 16;
+    p->ex.scratch = base != NULL ? base + used : NULL;
+    return used + p->ex.scratch_each * tk_pool_threads(p->ex.pool);
+}
+
+/* Batch norm into the convolution: W' = W * s, b' = beta - mean * s, s = gamma / sqrt(var + eps).
+ * The first slot serves as scratch for s. */
+static void fold(tk_plan *p, const tk_params *params, size_t i)
+{
+    const tk__unit *u = &p->layout.unit[i];
+    const tk__conv geo = tk__unit_geo(&p->layout, u, 1);
+    const float *gamma = tk__param_at(params, u->gamma), *beta = tk__param_at(params, u->beta);
+    const float *mean = tk__param_at(params, u->mean), *var = tk__param_at(params, u->var);
+    float *scale = p->slot[0];
+    for (size_t j = 0; j < geo.oc; j++) {
+        scale[j] = gamma[j] / sqrtf(var[j] + TK__BN_EPS);
+        p->bias[i][j] = beta[j] - mean[j] * scale[j];
+    }
+    tk__pack(&p->ex, geo.ky * geo.kx * geo.ic, geo.oc, tk__param_at(params, u->conv), scale,
+             p->packed[i]);
+}
+
+tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
+                      tk_pool *pool, tk_diag *diag)
+{
+    *out = NULL;
+    if (max_batch == 0 || max_batch > UINT16_MAX)
+        return tk_fail(diag, TK_BADARG, "batch size %zu is not in 1..%d", max_batch, UINT16_MAX);
+    const tk_err err = tk_arch_check_px(params->arch, px, diag);
+    if (err != TK_OK) return err;
+    tk_plan *p = tk_calloc(1, sizeof *p);
+    if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
+    p->max_batch = max_batch;
+    p->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool};
+    tk__layout_init(&p->layout, params->arch, px);
+    p->floats = lay_out(p, NULL);
+    p->block = tk_aligned_calloc(p->floats, sizeof *p->block);
+    if (p->block == NULL) {
+        tk_plan_destroy(p);
+        return tk_fail(diag, TK_NOMEM, "no memory for an inference plan of %s, %u px, batch %zu",
+                       tk_arch_name(params->arch), px, max_batch);
+    }
+    (void)lay_out(p, p->block);
+    for (size_t i = 0; i < p->layout.units; i++)
+        fold(p, params, i);
+    *out = p;
+    return TK_OK;
+}
+
+void tk_plan_destroy(tk_plan *plan)
+{
+    if (plan == NULL) return;
+    tk_free(plan->block);
+    tk_free(plan);
+}
+
+size_t tk_plan_bytes(const tk_plan *plan)
+{
+    return sizeof *plan + plan->floats * sizeof *plan->block;
+}
+
+/* --- run --- */
+
+typedef struct pool_state {
+    const tk__kernels *kn;
+    tk__pool_shape shape;
+    size_t strips; /* row ranges per image */
+    const float *x;
+    float *y;
+} pool_state;
+
+static void max_pool_task(void *ctx, size_t task, size_t thread)
+{
+    const pool_state *s = ctx;
+    const tk__pool_shape *p = &s->shape;
+    (void)thread;
+    const size_t image = task / s->strips, strip = task % s->strips;
+    s->kn->max_pool(p, strip * p->oh / s->strips, (strip + 1) * p->oh / s->strips,
+                    s->x + image * p->ih * p->iw * p->c, s->y + image * p->oh * p->ow * p->c, NULL);
+}
+
+static void avg_pool_task(void *ctx, size_t image, size_t thread)
+{
+    const pool_state *s = ctx;
+    const size_t rows = s->shape.ih * s->shape.iw, c = s->shape.c;
+    (void)thread;
+    s->kn->avg_pool(rows, c, s->x + image * rows * c, s->y + image * c);
+}
+
+void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
+{
+    const tk__layout *l = &plan->layout;
+    assert(n >= 1 && n <= plan->max_batch);
+    for (size_t i = 0; i < l->units; i++) {
+        const tk__unit *u = &l->unit[i];
+        float *y = plan->slot[plan->slot_of[u->out]];
+        tk__conv_run(
+            &plan->ex,
+            &(tk__conv_job){.geo = tk__unit_geo(l, u, n),
+                            .x = u->in == TK__INPUT_MAP ? x : plan->slot[plan->slot_of[u->in]],
+                            .packed = plan->packed[i],
+                            .y = y,
+                            .relu = u->relu,
+                            .bias = plan->bias[i],
+                            .residual = u->residual == TK__NO_MAP
+                                            ? NULL
+                                            : plan->slot[plan->slot_of[u->residual]]});
+        if (!u->pool_after) continue;
+        const tk__map *a = &l->map[u->out], *b = a + 1;
+        pool_state s = {.kn = plan->ex.kn,
+                        .shape = {a->h, a->w, b->h, b->w, a->c},
+                        .strips = 4,
+                        .x = y,
+                        .y = plan->slot[plan->slot_of[u->out + 1]]};
+        tk_pool_run(plan->ex.pool, n * s.strips, max_pool_task, &s);
+    }
+    const tk__map *m = &l->map[l->maps - 1];
+    pool_state s = {.kn = plan->ex.kn,
+                    .shape = {.ih = m->h, .iw = m->w, .c = m->c},
+                    .x = plan->slot[plan->slot_of[l->maps - 1]],
+                    .y = features};
+    tk_pool_run(plan->ex.pool, n, avg_pool_task, &s);
+}
