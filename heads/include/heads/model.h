@@ -1,0 +1,59 @@
+/* A version's contents: one trunk, its preprocessing, all heads, and what EWC needs. On disk one
+ * safetensors file:
+ *
+ *     trunk.<torchvision name>            the trunk
+ *     head.<id>.weight [c][f], .bias [c]  one pair per head
+ *     ewc.fisher.<name>, ewc.anchor.<name>  collapsed Fisher and anchor (absent: EWC off)
+ *     __metadata__.trunkd                 JSON: format, arch, preprocessing, heads (id, labels,
+ *                                         tolerance, best), Fisher's scale
+ *
+ * An `id` is opaque here; who owns a head is the server's business. */
+#ifndef HEADS_MODEL_H
+#define HEADS_MODEL_H
+
+#include "engine/image.h"
+#include "engine/net.h"
+
+enum { TK_HEAD_MAX_CLASSES = 10000, TK_LABEL_MAX = 256 };
+
+/* A linear classifier on the trunk's features. */
+typedef struct tk_head {
+    char *id;
+    size_t classes, features;
+    char **labels;    /* [classes], UTF-8, unique, 1..TK_LABEL_MAX bytes */
+    float *weight;    /* [classes][features] */
+    float *bias;      /* [classes] */
+    double tolerance; /* points that the gate lets it fall, default 1.0 */
+    double best;      /* best committed validation accuracy, 0..1; NaN: never measured */
+} tk_head;
+
+typedef struct tk_model {
+    tk_preproc preproc;
+    tk_params *trunk;
+    size_t n_heads;
+    tk_head **heads;
+    float *fisher, *anchor; /* [trunk->trained] or NULL both; see heads/ewc.h */
+    double fisher_scale;    /* mean of the newest head's raw Fisher, which `fisher` has as 1 */
+} tk_model;
+
+TK_MUST tk_err tk_head_create(tk_head **out, const char *id, size_t classes, size_t features,
+                              const char *const *labels, tk_diag *diag);
+TK_MUST tk_err tk_head_clone(tk_head **out, const tk_head *from);
+void tk_head_destroy(tk_head *head);
+
+/* An empty model with a zeroed trunk. Free with tk_model_destroy(). */
+TK_MUST tk_err tk_model_create(tk_model **out, tk_arch arch, const tk_preproc *preproc,
+                               tk_diag *diag);
+TK_MUST tk_err tk_model_clone(tk_model **out, const tk_model *from);
+void tk_model_destroy(tk_model *model);
+tk_head *tk_model_head(const tk_model *model, const char *id); /* or NULL */
+/* Takes the head. TK_EXISTS when the id is there. */
+TK_MUST tk_err tk_model_add_head(tk_model *model, tk_head *head);
+/* Removes and frees; false when absent. */
+bool tk_model_drop_head(tk_model *model, const char *id);
+
+/* `with_ewc` false leaves Fisher and anchor on disk (serving does not need them). */
+TK_MUST tk_err tk_model_load(tk_model **out, const char *path, bool with_ewc, tk_diag *diag);
+TK_MUST tk_err tk_model_save(const tk_model *model, const char *path, tk_diag *diag);
+
+#endif

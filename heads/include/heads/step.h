@@ -1,0 +1,59 @@
+/* One training step of the one objective:
+ *
+ *     L = CE(new head)
+ *       + kappa  * sum over other heads h of  T^2 * KD_T(pseudo-labels of h, current logits of h)
+ *       + lambda/2 * sum over trunk parameters j of  F_j (theta_j - anchor_j)^2
+ */
+#ifndef HEADS_STEP_H
+#define HEADS_STEP_H
+
+#include "engine/graph.h"
+#include "heads/pseudo_labels.h"
+#include "heads/recipe.h"
+#include "heads/student.h"
+
+typedef struct tk_losses {
+    double ce;
+    double kd;   /* kappa * T^2 * KL: without the teacher's entropy, which nothing can remove */
+    double ewc;  /* before the step */
+    double norm; /* of the gradient, before clipping */
+} tk_losses;
+
+static inline double tk_losses_total(const tk_losses *l)
+{
+    return l->ce + l->kd + l->ewc;
+}
+
+typedef struct tk_objective_opts {
+    const tk_recipe *recipe;
+    const tk_preproc *preproc;
+    const tk_canvases *canvases;
+    size_t n_items;
+    const uint32_t *images, *labels; /* [n_items] */
+    const tk_pseudo_labels *teacher; /* NULL: no distillation */
+    size_t n_old;
+    tk_head *const *old;          /* the teacher's heads, in its order */
+    const float *fisher, *anchor; /* NULL: no consolidation */
+    tk_augment augment;
+    uint64_t seed;
+    size_t max_batch, classes;
+    tk_arch arch;
+    tk_pool *pool;
+} tk_objective_opts;
+
+typedef struct tk_objective tk_objective;
+
+/* Everything in `opts` is borrowed. */
+TK_MUST tk_err tk_objective_create(tk_objective **out, const tk_objective_opts *opts,
+                                   tk_diag *diag);
+void tk_objective_destroy(tk_objective *objective);
+/* The graph that it trains with, for the Fisher pass. */
+tk_graph *tk_objective_graph(tk_objective *objective);
+
+/* One step on `n` items and their views. TK_DIVERGED (the student is then not usable) when the loss
+ * or its gradient is not finite. */
+TK_MUST tk_err tk_step(tk_objective *objective, tk_student *student, size_t n,
+                       const uint32_t *items, const uint32_t *views, double rate,
+                       tk_losses *losses);
+
+#endif

@@ -1,0 +1,49 @@
+/* Validation of every head of a job: the other heads on their owners' held-out images, the new head
+ * on those of its own data set. A head whose owner keeps no images is judged by how often it agrees
+ * with the base on the new head's held-out images. */
+#ifndef HEADS_VALIDATOR_H
+#define HEADS_VALIDATOR_H
+
+#include "heads/eval.h"
+
+typedef struct tk_validator_pack {
+    const char *head, *path; /* the head's validation pack */
+} tk_validator_pack;
+
+typedef struct tk_validator_opts {
+    const tk_model *base;        /* borrowed; its trunk and heads are the state before */
+    const char *new_head;        /* id; a head of base by this name is left out */
+    const tk_canvases *canvases; /* of the new data set; borrowed */
+    size_t n_held;
+    const uint32_t *held;   /* [n_held] images */
+    const uint32_t *labels; /* [n_held] */
+    size_t n_packs;
+    const tk_validator_pack *packs;
+    const char *dir; /* for canvas files */
+    tk_pool *pool;
+    const tk_watch *watch;
+} tk_validator_opts;
+
+typedef struct tk_validator tk_validator;
+
+/* Decodes the packs and takes the base's answers. */
+TK_MUST tk_err tk_validator_create(tk_validator **out, const tk_validator_opts *opts,
+                                   tk_diag *diag);
+void tk_validator_destroy(tk_validator *validator);
+
+/* The other heads, in the base's order. */
+size_t tk_validator_others(const tk_validator *validator);
+tk_head *const *tk_validator_heads(const tk_validator *validator);
+/* The base's validations of the others. */
+const tk_validation *tk_validator_before(const tk_validator *validator);
+/* Unreadable images of the packs, all together. */
+size_t tk_validator_skipped(const tk_validator *validator);
+
+/* Validates all on `trunk`: out[0..others-1], then the new head at out[others]. Free each. */
+TK_MUST tk_err tk_validator_run(tk_validator *validator, const tk_params *trunk,
+                                const tk_head *new_head, tk_validation *out, tk_diag *diag);
+/* The new head only. */
+TK_MUST tk_err tk_validator_run_new(tk_validator *validator, const tk_params *trunk,
+                                    const tk_head *new_head, tk_validation *out, tk_diag *diag);
+
+#endif

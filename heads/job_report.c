@@ -1,0 +1,145 @@
+/* How a job tells where it is, and how it judges a point by the validation of every head. */
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "job_internal.h"
+
+static const char *const stage_names[TK_STAGE_COUNT] = {
+    "decode", "pseudo-labels", "warm-up", "train", "line-search", "gate", "fisher", "write",
+};
+
+const char *tk_stage_name(tk_stage stage)
+{
+    return stage_names[stage];
+}
+
+const char *tk_outcome_name(tk_outcome outcome)
+{
+    static const char *const names[] = {"commit", "probe", "reject"};
+    return names[outcome];
+}
+
+static double stage_seconds(const tk__job *j)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - j->stage_began.tv_sec) +
+           1e-9 * (double)(now.tv_nsec - j->stage_began.tv_nsec);
+}
+
+void tk__job_enter(tk__job *j, tk_stage stage)
+{
+    j->stage = stage;
+    j->train_first_step = 0;
+    clock_gettime(CLOCK_MONOTONIC, &j->stage_began);
+    j->o->progress(j->o->ctx, &(tk_job_progress){.stage = stage, .eta = (double)NAN});
+}
+
+void tk__job_leave(tk__job *j)
+{
+    j->r->seconds[j->stage] += stage_seconds(j);
+}
+
+static double eta_of(const tk__job *j, size_t done, size_t left)
+{
+    return done ? stage_seconds(j) * (double)left / (double)done : (double)NAN;
+}
+
+static bool watch_cancelled(void *job)
+{
+    const tk__job *j = job;
+    return j->o->cancelled(j->o->ctx);
+}
+
+static void watch_progress(void *job, size_t done, size_t total)
+{
+    tk__job *j = job;
+    const tk_job_progress p = {
+        .stage = j->stage, .step = done, .steps = total, .eta = eta_of(j, done, total - done)};
+    j->o->progress(j->o->ctx, &p);
+}
+
+tk_watch tk__job_watch(tk__job *j)
+{
+    return (tk_watch){.ctx = j, .cancelled = watch_cancelled, .progress = watch_progress};
+}
+
+void tk__job_tick(void *job, const tk_train_tick *tick)
+{
+    tk__job *j = job;
+    if (j->train_first_step == 0) j->train_first_step = tick->step; /* resumed: not 1 */
+    const size_t done = tick->step - j->train_first_step + 1;
+    const tk_job_progress p = {.stage = j->stage,
+                               .step = tick->step,
+                               .steps = tick->steps,
+                               .epoch = tick->epoch,
+                               .epochs = tick->epochs,
+                               .rate = tick->rate,
+                               .losses = tick->losses,
+                               .eta = eta_of(j, done, tick->steps - tick->step)};
+    j->o->progress(j->o->ctx, &p);
+}
+
+void tk__job_say(tk__job *j, bool warn, const char *fmt, ...)
+{
+    char text[1024];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    j->o->log(j->o->ctx, warn, text);
+}
+
+/* A head without validation images may lose agreement on images that were a toss-up anyway, hence
+ * its wider tolerance. */
+static tk_gate_rule rule_of(const tk__job *j, size_t h)
+{
+    const tk_head *head = j->others[h];
+    const bool agreement = tk_validator_before(j->validator)[h].agreement;
+    return (tk_gate_rule){.best = agreement ? (double)NAN : head->best,
+                          .tolerance =
+                              head->tolerance * (agreement ? j->r->recipe.agreement_slack : 1),
+                          .sigma = j->r->recipe.gate_sigma};
+}
+
+/* A point is worth the new head's accuracy less every loss of the others: of two points that the
+ * gate admits, the one that takes from nobody wins. */
+static tk_verdict judge(const tk__job *j, const tk_validation *now, tk_gate_record *record)
+{
+    const tk_validation *before = tk_validator_before(j->validator);
+    const tk_validation *own = &now[j->n_others];
+    const double accuracy = tk_validation_accuracy(own);
+    tk_verdict v = {.admissible = true, .worth = accuracy};
+    if (own->n > 0) v.se = sqrt(accuracy * (1 - accuracy) / (double)own->n);
+    for (size_t h = 0; h < j->n_others; h++) {
+        const tk_gate_rule rule = rule_of(j, h);
+        const tk_gate_record r = tk_gate_judge(&before[h], &now[h], &rule);
+        v.admissible = v.admissible && r.admitted;
+        v.worth -= fmax(0, r.drop / 100);
+        if (record) record[h] = r;
+    }
+    return v;
+}
+
+tk_err tk__job_validate(tk__job *j, const tk_student *student, size_t step, size_t epoch,
+                        tk_verdict *verdict, tk_gate_record *record, tk_validation *out)
+{
+    tk_validation *now = out ? out : j->scratch;
+    tk_student_to_head(student, j->head);
+    const tk_err err = tk_validator_run(j->validator, student->trunk, j->head, now, j->diag);
+    if (err != TK_OK) return err;
+    *verdict = judge(j, now, record);
+    const tk_job_validation v = {.stage = j->stage,
+                                 .step = step,
+                                 .epoch = epoch,
+                                 .n_others = j->n_others,
+                                 .before = tk_validator_before(j->validator),
+                                 .now = now};
+    j->o->validation(j->o->ctx, &v);
+    if (!out)
+        for (size_t h = 0; h <= j->n_others; h++)
+            tk_validation_fini(&now[h]);
+    return TK_OK;
+}

@@ -1,0 +1,303 @@
+/* A model as one safetensors file. The layout stands in heads/model.h. The reader believes nothing:
+ * every name, shape and number is checked against the metadata, and tensors that the metadata does
+ * not account for make the file bad. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+
+#include "engine/mem.h"
+#include "engine/tensors.h"
+#include "heads/model.h"
+
+enum { FORMAT = 1, TENSOR_NAME = 384 };
+
+static const char *const mode_names[] = {
+    [TK_RESIZE_SHORT] = "short", [TK_RESIZE_SQUASH] = "squash"};
+
+/* ---- writing ---- */
+
+static json_t *head_to_json(const tk_head *head)
+{
+    json_t *labels = json_array();
+    for (size_t i = 0; i < head->classes; i++)
+        json_array_append_new(labels, json_string(head->labels[i]));
+    return json_pack("{s:s, s:o, s:f, s:o}", "id", head->id, "labels", labels, "tolerance",
+                     head->tolerance, "best",
+                     isnan(head->best) ? json_null() : json_real(head->best));
+}
+
+static json_t *triple(const float v[3])
+{
+    return json_pack("[f,f,f]", (double)v[0], (double)v[1], (double)v[2]);
+}
+
+/* The metadata's JSON text; free() with free(). NULL: out of memory. */
+static char *metadata(const tk_model *model)
+{
+    const tk_preproc *p = &model->preproc;
+    json_t *heads = json_array();
+    for (size_t i = 0; i < model->n_heads; i++)
+        json_array_append_new(heads, head_to_json(model->heads[i]));
+    json_t *root = json_pack("{s:i, s:s, s:{s:s, s:i, s:i, s:o, s:o}, s:o}", "format", (int)FORMAT,
+                             "arch", tk_arch_name(model->trunk->arch), "preproc", "mode",
+                             mode_names[p->mode], "resize", (int)p->resize, "crop", (int)p->crop,
+                             "mean", triple(p->mean), "std", triple(p->std), "heads", heads);
+    if (root && model->fisher)
+        json_object_set_new(root, "fisher_scale", json_real(model->fisher_scale));
+    char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
+    json_decref(root);
+    return text;
+}
+
+static tk_err list_heads(tk_tensor_list *list, const tk_model *model)
+{
+    char name[TENSOR_NAME];
+    tk_err err = TK_OK;
+    for (size_t i = 0; i < model->n_heads && err == TK_OK; i++) {
+        const tk_head *h = model->heads[i];
+        snprintf(name, sizeof name, "head.%s.weight", h->id);
+        err = tk_tensor_list_add(list, name, 2, (size_t[]){h->classes, h->features}, h->weight);
+        if (err != TK_OK) break;
+        snprintf(name, sizeof name, "head.%s.bias", h->id);
+        err = tk_tensor_list_add(list, name, 1, &h->classes, h->bias);
+    }
+    return err;
+}
+
+tk_err tk_model_save(const tk_model *model, const char *path, tk_diag *diag)
+{
+    const tk_params *trunk = model->trunk;
+    tk_tensor_list list = {0};
+    tk_err err = tk_tensor_list_add_trunk(&list, trunk, trunk->data, "trunk.", false);
+    if (err == TK_OK) err = list_heads(&list, model);
+    if (err == TK_OK && model->fisher)
+        err = tk_tensor_list_add_trunk(&list, trunk, model->fisher, "ewc.fisher.", true);
+    if (err == TK_OK && model->fisher)
+        err = tk_tensor_list_add_trunk(&list, trunk, model->anchor, "ewc.anchor.", true);
+    if (err != TK_OK) tk_fail(diag, err, "model: %s", tk_err_text(err));
+    char *text = err == TK_OK ? metadata(model) : NULL;
+    if (err == TK_OK && !text) err = tk_fail(diag, TK_NOMEM, "model: out of memory");
+    if (err == TK_OK)
+        err = tk_tensors_write(path, list.items, list.n, &(tk_meta){.key = "trunkd", .value = text},
+                               1, diag);
+    free(text);
+    tk_tensor_list_fini(&list);
+    return err;
+}
+
+/* ---- reading ---- */
+
+static tk_err bad(tk_diag *diag, const char *what)
+{
+    return tk_fail(diag, TK_BADDATA, "metadata \"trunkd\": %s", what);
+}
+
+static tk_err read_triple(const json_t *v, const char *what, float out[3], tk_diag *diag)
+{
+    if (json_array_size(v) != 3) return bad(diag, what);
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *x = json_array_get(v, i);
+        if (!json_is_number(x)) return bad(diag, what);
+        out[i] = (float)json_number_value(x);
+    }
+    return TK_OK;
+}
+
+static tk_err read_preproc(const json_t *o, tk_preproc *out, tk_diag *diag)
+{
+    const char *mode = json_string_value(json_object_get(o, "mode"));
+    const json_int_t resize = json_integer_value(json_object_get(o, "resize"));
+    const json_int_t crop = json_integer_value(json_object_get(o, "crop"));
+    if (!mode || resize < 1 || resize > 65535 || crop < 1 || crop > 65535)
+        return bad(diag, "preproc needs mode, resize and crop");
+    *out = (tk_preproc){.resize = (unsigned)resize, .crop = (unsigned)crop};
+    if (strcmp(mode, mode_names[TK_RESIZE_SHORT]) == 0)
+        out->mode = TK_RESIZE_SHORT;
+    else if (strcmp(mode, mode_names[TK_RESIZE_SQUASH]) == 0)
+        out->mode = TK_RESIZE_SQUASH;
+    else
+        return bad(diag, "preproc.mode is neither short nor squash");
+    tk_err err = read_triple(json_object_get(o, "mean"), "preproc.mean is not three numbers",
+                             out->mean, diag);
+    if (err == TK_OK)
+        err = read_triple(json_object_get(o, "std"), "preproc.std is not three numbers", out->std,
+                          diag);
+    return err == TK_OK ? tk_preproc_check(out, diag) : err;
+}
+
+/* Finds a tensor of exactly this shape and copies it, in fp32, all finite. */
+static tk_err read_tensor(const tk_tensors *tensors, const char *name, unsigned rank,
+                          const size_t *shape, float *out, tk_diag *diag)
+{
+    const tk_tensor *t = tk_tensors_find(tensors, name);
+    if (!t) return tk_fail(diag, TK_BADDATA, "tensor %s is missing", name);
+    if (t->rank != rank || memcmp(t->shape, shape, rank * sizeof *shape) != 0)
+        return tk_fail(diag, TK_BADDATA, "tensor %s has the wrong shape", name);
+    const tk_err err = tk_tensor_to_f32(t, out, diag);
+    if (err != TK_OK) return err;
+    for (size_t i = 0; i < t->count; i++)
+        if (!isfinite(out[i])) return tk_fail(diag, TK_BADDATA, "tensor %s is not finite", name);
+    return TK_OK;
+}
+
+static tk_err make_head(tk_head **out, const json_t *o, size_t features, tk_diag *diag)
+{
+    const char *id = json_string_value(json_object_get(o, "id"));
+    const json_t *labels = json_object_get(o, "labels");
+    const json_t *tolerance = json_object_get(o, "tolerance"), *best = json_object_get(o, "best");
+    const size_t classes = json_array_size(labels);
+    if (!id || classes < 1 || classes > TK_HEAD_MAX_CLASSES)
+        return bad(diag, "a head needs an id and 1..10000 labels");
+    const double points = json_number_value(tolerance);
+    if (!json_is_number(tolerance) || !(points >= 0 && points <= 100))
+        return bad(diag, "a head's tolerance is not 0..100 points");
+    if (!json_is_null(best) &&
+        !(json_is_number(best) && json_number_value(best) >= 0 && json_number_value(best) <= 1))
+        return bad(diag, "a head's best is neither null nor 0..1");
+    const char **names = tk_calloc(classes, sizeof *names);
+    if (!names) return tk_fail(diag, TK_NOMEM, "model: out of memory");
+    for (size_t i = 0; i < classes; i++)
+        names[i] = json_string_value(json_array_get(labels, i)); /* NULL is refused as empty */
+    tk_err err = tk_head_create(out, id, classes, features, names, diag);
+    tk_free(names);
+    if (err == TK_BADARG) err = TK_BADDATA;
+    if (err != TK_OK) return err;
+    (*out)->tolerance = points;
+    if (!json_is_null(best)) (*out)->best = json_number_value(best);
+    return TK_OK;
+}
+
+static tk_err read_head(tk_model *model, const json_t *o, const tk_tensors *tensors, tk_diag *diag)
+{
+    char name[TENSOR_NAME];
+    tk_head *head;
+    tk_err err = make_head(&head, o, tk_arch_features(model->trunk->arch), diag);
+    if (err != TK_OK) return err;
+    snprintf(name, sizeof name, "head.%s.weight", head->id);
+    err = read_tensor(tensors, name, 2, (size_t[]){head->classes, head->features}, head->weight,
+                      diag);
+    if (err == TK_OK) {
+        snprintf(name, sizeof name, "head.%s.bias", head->id);
+        err = read_tensor(tensors, name, 1, &head->classes, head->bias, diag);
+    }
+    if (err == TK_OK) {
+        err = tk_model_add_head(model, head);
+        if (err == TK_EXISTS) err = TK_BADDATA;
+        if (err != TK_OK) tk_fail(diag, err, "head \"%s\": %s", head->id, tk_err_text(err));
+    }
+    if (err != TK_OK) tk_head_destroy(head);
+    return err;
+}
+
+/* One of EWC's vectors, laid out as the trained part of the trunk. */
+static tk_err read_vector(const tk_params *trunk, const tk_tensors *tensors, const char *prefix,
+                          float *out, tk_diag *diag)
+{
+    char name[TENSOR_NAME];
+    float *disk = NULL;
+    size_t cap = 0;
+    tk_err err = TK_OK;
+    for (size_t i = 0; i < trunk->tensors && err == TK_OK; i++) {
+        const tk_param *p = &trunk->table[i];
+        if (p->kind == TK_PARAM_BN_MEAN || p->kind == TK_PARAM_BN_VAR) continue;
+        const bool conv = p->kind == TK_PARAM_CONV;
+        const size_t shape[4] = {p->oc, p->ic, p->k, p->k};
+        if (p->count > cap) {
+            tk_free(disk);
+            cap = p->count;
+            disk = tk_calloc(cap, sizeof *disk);
+            if (!disk) return tk_fail(diag, TK_NOMEM, "model: out of memory");
+        }
+        snprintf(name, sizeof name, "%s%s", prefix, p->name);
+        err = read_tensor(tensors, name, conv ? 4 : 1, shape, disk, diag);
+        if (err == TK_OK) tk_param_from_disk(p, disk, out + p->offset);
+    }
+    tk_free(disk);
+    return err;
+}
+
+static tk_err read_ewc(tk_model *model, const json_t *root, const tk_tensors *tensors,
+                       tk_diag *diag)
+{
+    const size_t n = model->trunk->trained;
+    const json_t *scale = json_object_get(root, "fisher_scale");
+    if (!json_is_number(scale) || !(json_number_value(scale) >= 0))
+        return bad(diag, "fisher_scale is not a positive number");
+    model->fisher_scale = json_number_value(scale);
+    model->fisher = tk_aligned_calloc(n, sizeof(float));
+    model->anchor = tk_aligned_calloc(n, sizeof(float));
+    if (!model->fisher || !model->anchor) return tk_fail(diag, TK_NOMEM, "model: out of memory");
+    tk_err err = read_vector(model->trunk, tensors, "ewc.fisher.", model->fisher, diag);
+    if (err == TK_OK) err = read_vector(model->trunk, tensors, "ewc.anchor.", model->anchor, diag);
+    for (size_t i = 0; i < n && err == TK_OK; i++)
+        if (model->fisher[i] < 0) err = tk_fail(diag, TK_BADDATA, "ewc.fisher: a negative entry");
+    return err;
+}
+
+/* Tensors that nothing accounts for make the file bad. */
+static tk_err check_count(const tk_model *model, const tk_tensors *tensors, bool ewc, tk_diag *diag)
+{
+    size_t trained = 0;
+    for (size_t i = 0; i < model->trunk->tensors; i++)
+        trained += model->trunk->table[i].offset < model->trunk->trained;
+    const size_t want = model->trunk->tensors + 2 * model->n_heads + (ewc ? 2 * trained : 0);
+    const size_t have = tk_tensors_count(tensors);
+    if (have == want) return TK_OK;
+    return tk_fail(diag, TK_BADDATA, "the file has %zu tensors, its metadata accounts for %zu",
+                   have, want);
+}
+
+static tk_err read_model(tk_model **out, const json_t *root, const tk_tensors *tensors,
+                         bool with_ewc, tk_diag *diag)
+{
+    const char *arch_name = json_string_value(json_object_get(root, "arch"));
+    const json_t *heads = json_object_get(root, "heads");
+    if (json_integer_value(json_object_get(root, "format")) != FORMAT)
+        return bad(diag, "unknown format");
+    if (!arch_name || !json_is_array(heads)) return bad(diag, "arch or heads is missing");
+    tk_arch arch;
+    tk_preproc preproc;
+    tk_err err = tk_arch_parse(arch_name, &arch, diag);
+    if (err == TK_OK) err = read_preproc(json_object_get(root, "preproc"), &preproc, diag);
+    if (err == TK_OK) err = tk_model_create(out, arch, &preproc, diag);
+    if (err == TK_OK) err = tk_params_load((*out)->trunk, tensors, "trunk.", diag);
+    if (err != TK_OK) return err == TK_BADARG ? TK_BADDATA : err;
+    const char *broken = tk_params_nonfinite((*out)->trunk);
+    if (broken) return tk_fail(diag, TK_BADDATA, "tensor trunk.%s is not finite", broken);
+    for (size_t i = 0; i < json_array_size(heads); i++) {
+        err = read_head(*out, json_array_get(heads, i), tensors, diag);
+        if (err != TK_OK) return err;
+    }
+    const bool ewc = json_object_get(root, "fisher_scale") != NULL;
+    err = check_count(*out, tensors, ewc, diag);
+    return err == TK_OK && ewc && with_ewc ? read_ewc(*out, root, tensors, diag) : err;
+}
+
+tk_err tk_model_load(tk_model **out, const char *path, bool with_ewc, tk_diag *diag)
+{
+    *out = NULL;
+    tk_tensors *tensors;
+    tk_err err = tk_tensors_open(&tensors, path, diag);
+    if (err != TK_OK) return err;
+    const char *text = tk_tensors_meta(tensors, "trunkd");
+    json_t *root = NULL;
+    if (!text) {
+        err =
+            tk_fail(diag, TK_BADDATA, "%s: no metadata \"trunkd\"; not a version of trunkd", path);
+    } else {
+        json_error_t where;
+        root = json_loads(text, JSON_REJECT_DUPLICATES, &where);
+        err = json_is_object(root) ? read_model(out, root, tensors, with_ewc, diag)
+                                   : bad(diag, "not a JSON object");
+    }
+    json_decref(root);
+    tk_tensors_close(tensors);
+    if (err != TK_OK) {
+        tk_model_destroy(*out);
+        *out = NULL;
+    }
+    return err;
+}

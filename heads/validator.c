@@ -1,0 +1,253 @@
+/* See validator.h. Each pack is one set of images; the new head's held-out images are one more,
+ * which the heads without a pack share: one trunk pass per set and validation. */
+#include "heads/validator.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "engine/mem.h"
+
+enum { PATH_SIZE = 4096 };
+
+/* One head's validation pack. */
+typedef struct set {
+    tk_pack *pack;
+    tk_canvases *canvases;
+    size_t n;
+    uint32_t *images, *labels; /* [n] */
+} set;
+
+struct tk_validator {
+    tk_validator_opts o;
+    size_t n; /* other heads */
+    tk_head **heads;
+    set *sets;             /* [n]; without a pack: agreement */
+    tk_validation *before; /* [n] */
+    size_t skipped;
+};
+
+static void set_fini(set *s)
+{
+    tk_canvases_close(s->canvases);
+    tk_pack_close(s->pack);
+    tk_free(s->images);
+    tk_free(s->labels);
+}
+
+void tk_validator_destroy(tk_validator *validator)
+{
+    if (!validator) return;
+    for (size_t h = 0; h < validator->n; h++) {
+        if (validator->sets) set_fini(&validator->sets[h]);
+        if (validator->before) tk_validation_fini(&validator->before[h]);
+    }
+    tk_free(validator->sets);
+    tk_free(validator->before);
+    tk_free(validator->heads);
+    tk_free(validator);
+}
+
+/* Class of `head` for each label of the pack, which may have been written in another order. */
+static tk_err map_labels(const tk_head *head, const tk_pack *pack, uint32_t *map, tk_diag *diag)
+{
+    for (uint32_t l = 0; l < tk_pack_classes(pack); l++) {
+        const char *name = tk_pack_label_name(pack, l);
+        size_t c = 0;
+        while (c < head->classes && strcmp(head->labels[c], name) != 0)
+            c++;
+        if (c == head->classes)
+            return tk_fail(diag, TK_BADDATA, "validation of head \"%s\": it has no class \"%s\"",
+                           head->id, name);
+        map[l] = (uint32_t)c;
+    }
+    return TK_OK;
+}
+
+static tk_err read_labels(tk_validator *v, set *s, const tk_head *head, tk_diag *diag)
+{
+    const size_t n = tk_pack_count(s->pack);
+    uint32_t *map = tk_calloc(tk_pack_classes(s->pack) + 1, sizeof *map);
+    s->images = tk_calloc(n + 1, sizeof *s->images);
+    s->labels = tk_calloc(n + 1, sizeof *s->labels);
+    tk_err err = map && s->images && s->labels ? map_labels(head, s->pack, map, diag) : TK_NOMEM;
+    for (size_t i = 0; i < n && err == TK_OK; i++) {
+        if (!tk_canvases_ok(s->canvases, i)) {
+            v->skipped++;
+            continue;
+        }
+        s->images[s->n] = (uint32_t)i;
+        s->labels[s->n++] = map[tk_pack_get(s->pack, i).label];
+    }
+    tk_free(map);
+    return err;
+}
+
+static tk_err open_set(tk_validator *v, size_t h, const char *path, tk_diag *diag)
+{
+    char file[PATH_SIZE];
+    set *s = &v->sets[h];
+    const tk_preproc *preproc = &v->o.base->preproc;
+    const int n = snprintf(file, sizeof file, "%s/canvases.%zu", v->o.dir, h);
+    if (n < 0 || (size_t)n >= sizeof file) return tk_fail(diag, TK_BADARG, "path too long");
+    tk_err err = tk_pack_open(&s->pack, path, diag);
+    if (err == TK_OK)
+        err = tk_canvases_open(&s->canvases, file, s->pack, preproc, preproc->crop, v->o.pool,
+                               v->o.watch, diag);
+    return err == TK_OK ? read_labels(v, s, v->heads[h], diag) : err;
+}
+
+static const char *pack_of(const tk_validator *v, const char *head)
+{
+    for (size_t i = 0; i < v->o.n_packs; i++)
+        if (strcmp(v->o.packs[i].head, head) == 0) return v->o.packs[i].path;
+    return NULL;
+}
+
+/* One set's task: the head with its own images, or the head on the new images. */
+static tk_err run_one(const tk_validator *v, const tk_params *trunk, size_t h,
+                      const uint32_t *truth_if_new, tk_validation *out, tk_diag *diag)
+{
+    const set *s = &v->sets[h];
+    const tk_head *head = v->heads[h];
+    const bool own = s->pack != NULL;
+    const uint32_t *truth = own ? s->labels : truth_if_new;
+    const tk_eval_task task = {.canvases = own ? s->canvases : v->o.canvases,
+                               .n = own ? s->n : v->o.n_held,
+                               .images = own ? s->images : v->o.held,
+                               .n_heads = 1,
+                               .heads = &head,
+                               .truth = &truth};
+    return tk_eval_run(trunk, &v->o.base->preproc, &task, out, v->o.pool, diag);
+}
+
+/* The base agrees with itself on every image. */
+static void agree(tk_validation *v)
+{
+    v->agreement = true;
+    v->correct = v->top5 = v->n;
+    memset(v->right, true, v->n * sizeof *v->right);
+    for (size_t i = 0; i < v->n && v->confusion; i++)
+        v->confusion[v->answers[i] * v->classes + v->answers[i]]++;
+}
+
+static tk_err measure_base(tk_validator *v, tk_diag *diag)
+{
+    for (size_t h = 0; h < v->n; h++) {
+        const tk_err err = run_one(v, v->o.base->trunk, h, NULL, &v->before[h], diag);
+        if (err != TK_OK) return err;
+        if (!v->sets[h].pack) agree(&v->before[h]);
+    }
+    return TK_OK;
+}
+
+static tk_err build(tk_validator *v, tk_diag *diag)
+{
+    const tk_model *base = v->o.base;
+    v->heads = tk_calloc(base->n_heads + 1, sizeof(tk_head *));
+    v->sets = tk_calloc(base->n_heads + 1, sizeof *v->sets);
+    v->before = tk_calloc(base->n_heads + 1, sizeof *v->before);
+    if (!v->heads || !v->sets || !v->before)
+        return tk_fail(diag, TK_NOMEM, "validation: out of memory");
+    for (size_t h = 0; h < base->n_heads; h++)
+        if (strcmp(base->heads[h]->id, v->o.new_head) != 0) v->heads[v->n++] = base->heads[h];
+    for (size_t i = 0; i < v->o.n_packs; i++)
+        if (!tk_model_head(base, v->o.packs[i].head))
+            return tk_fail(diag, TK_BADARG, "validation of head \"%s\": the base has no such head",
+                           v->o.packs[i].head);
+    for (size_t h = 0; h < v->n; h++) {
+        const char *path = pack_of(v, v->heads[h]->id);
+        const tk_err err = path ? open_set(v, h, path, diag) : TK_OK;
+        if (err != TK_OK) return err;
+    }
+    return measure_base(v, diag);
+}
+
+tk_err tk_validator_create(tk_validator **out, const tk_validator_opts *opts, tk_diag *diag)
+{
+    *out = NULL;
+    tk_validator *v = tk_calloc(1, sizeof *v);
+    if (!v) return tk_fail(diag, TK_NOMEM, "validation: out of memory");
+    v->o = *opts;
+    const tk_err err = build(v, diag);
+    if (err != TK_OK) {
+        tk_validator_destroy(v);
+        return err;
+    }
+    *out = v;
+    return TK_OK;
+}
+
+size_t tk_validator_others(const tk_validator *validator)
+{
+    return validator->n;
+}
+
+tk_head *const *tk_validator_heads(const tk_validator *validator)
+{
+    return validator->heads;
+}
+
+const tk_validation *tk_validator_before(const tk_validator *validator)
+{
+    return validator->before;
+}
+
+size_t tk_validator_skipped(const tk_validator *validator)
+{
+    return validator->skipped;
+}
+
+/* The new head's images: the new head and every head judged by agreement, in one pass. */
+static tk_err run_held(tk_validator *v, const tk_params *trunk, const tk_head *new_head,
+                       tk_validation *out, tk_diag *diag)
+{
+    const tk_head **heads = tk_calloc(v->n + 1, sizeof(tk_head *));
+    const uint32_t **truth = tk_calloc(v->n + 1, sizeof(uint32_t *));
+    bool *agreement = tk_calloc(v->n + 1, sizeof *agreement);
+    size_t *place = tk_calloc(v->n + 1, sizeof *place), n = 0;
+    tk_validation *found = tk_calloc(v->n + 1, sizeof *found);
+    tk_err err = heads && truth && agreement && place && found ? TK_OK : TK_NOMEM;
+    for (size_t h = 0; err == TK_OK && h <= v->n; h++) {
+        if (h < v->n && v->sets[h].pack) continue;
+        heads[n] = h < v->n ? v->heads[h] : new_head;
+        truth[n] = h < v->n ? v->before[h].answers : v->o.labels;
+        agreement[n] = h < v->n;
+        place[n++] = h;
+    }
+    const tk_eval_task task = {v->o.canvases, v->o.n_held, v->o.held, n, heads, truth, agreement};
+    if (err == TK_OK) err = tk_eval_run(trunk, &v->o.base->preproc, &task, found, v->o.pool, diag);
+    for (size_t i = 0; err == TK_OK && i < n; i++)
+        out[place[i]] = found[i];
+    tk_free(heads);
+    tk_free(truth);
+    tk_free(agreement);
+    tk_free(place);
+    tk_free(found);
+    return err;
+}
+
+tk_err tk_validator_run(tk_validator *validator, const tk_params *trunk, const tk_head *new_head,
+                        tk_validation *out, tk_diag *diag)
+{
+    memset(out, 0, (validator->n + 1) * sizeof *out);
+    tk_err err = run_held(validator, trunk, new_head, out, diag);
+    for (size_t h = 0; h < validator->n && err == TK_OK; h++)
+        if (validator->sets[h].pack) err = run_one(validator, trunk, h, NULL, &out[h], diag);
+    if (err != TK_OK)
+        for (size_t h = 0; h <= validator->n; h++)
+            tk_validation_fini(&out[h]);
+    return err;
+}
+
+tk_err tk_validator_run_new(tk_validator *validator, const tk_params *trunk,
+                            const tk_head *new_head, tk_validation *out, tk_diag *diag)
+{
+    const uint32_t *truth = validator->o.labels;
+    const tk_eval_task task = {.canvases = validator->o.canvases,
+                               .n = validator->o.n_held,
+                               .images = validator->o.held,
+                               .n_heads = 1,
+                               .heads = &new_head,
+                               .truth = &truth};
+    return tk_eval_run(trunk, &validator->o.base->preproc, &task, out, validator->o.pool, diag);
+}
