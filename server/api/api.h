@@ -1,0 +1,36 @@
+/* The services of trunkd.v1: one table of methods for the RPC layer (rpc/rpc.h). One file per
+ * service; everything they share is in a tk_api, which is the RPC layer's ctx. */
+#ifndef SERVER_API_API_H
+#define SERVER_API_API_H
+
+#include "jobs/jobs.h"
+#include "rpc/rpc.h"
+#include "serving/batcher.h"
+#include "store/store.h"
+
+typedef struct tk_api tk_api;
+
+/* All borrowed; they must outlive the api. */
+typedef struct tk_api_opts {
+    tk_store *store;
+    tk_jobs *jobs;
+    tk_batcher *batcher;
+    tk_current *current;
+    uint64_t max_upload_bytes; /* of one data set */
+    unsigned threads;          /* of inference, for GetStatus */
+} tk_api_opts;
+
+TK_MUST tk_err tk_api_create(tk_api **out, const tk_api_opts *opts, tk_diag *diag);
+/* After the RPC server has stopped. NULL is fine. */
+void tk_api_destroy(tk_api *api);
+
+/* For tk_rpc_opts: the table, and the check of a bearer token. `ctx` is the tk_api. */
+const tk_rpc_method *tk_api_methods(size_t *n);
+tk_err tk_api_authenticate(void *ctx, const char *token, size_t len, tk_identity *out,
+                           tk_diag *diag);
+
+/* The server is about to stop: streams that would go on (Watch) end with TK_BUSY and say how to go
+ * on. */
+void tk_api_shutdown(tk_api *api);
+
+#endif

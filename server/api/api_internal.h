@@ -1,0 +1,150 @@
+/* What the handlers share. Inside server/api only. */
+#ifndef SERVER_API_INTERNAL_H
+#define SERVER_API_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include <protobuf-c/protobuf-c.h>
+
+#include "api/api.h"
+#include "api/pump.h"
+#include "trunkd/v1/admin.pb-c.h"
+#include "trunkd/v1/classifier.pb-c.h"
+#include "trunkd/v1/datasets.pb-c.h"
+#include "trunkd/v1/heads.pb-c.h"
+#include "trunkd/v1/jobs.pb-c.h"
+
+struct tk_api {
+    tk_api_opts o;
+    tk_pump *pump;
+    pthread_mutex_t streams; /* a leaf; guards the user pointer of calls that the pump moves on */
+    int64_t started_ns;      /* CLOCK_MONOTONIC */
+    /* Plain counters and a flag that is only ever raised: relaxed order is enough for each by
+     * itself. */
+    atomic_uint_fast64_t requests, failures;
+    atomic_bool stopping;
+};
+
+enum {
+    TK_API_IMAGE_MAX = 32 << 20,   /* bytes of one encoded image */
+    TK_API_MESSAGE_MAX = 64 << 20, /* of one message */
+    TK_API_SMALL = 64 << 10,       /* of a message without images */
+};
+
+static inline tk_api *tk__api(const tk_rpc_call *call)
+{
+    return tk_rpc_ctx(call);
+}
+
+/* The tenant id for the store: an admin sees everything. */
+static inline int64_t tk__tenant(const tk_rpc_call *call)
+{
+    const tk_identity *who = tk_rpc_identity(call);
+    return who->admin ? TK_ALL : who->tenant;
+}
+
+int64_t tk__now_ns(void); /* CLOCK_MONOTONIC */
+
+/* -- answers --
+ * Messages of one answer live in a region and are freed with it; strings and bytes are borrowed
+ * from the records they are made of, which must live until the reply. Out of memory is remembered,
+ * so that builders need not pass it on: tk__reply then fails the call. */
+typedef struct tk__region {
+    struct tk__block *blocks;
+    bool failed;
+} tk__region;
+
+void *tk__alloc(tk__region *region, size_t n, size_t size); /* zeroed, or NULL */
+/* A message of the type, initialised, or NULL. */
+void *tk__new(tk__region *region, const ProtobufCMessageDescriptor *type);
+/* printf into the region; never NULL. */
+char *tk__print(tk__region *region, const char *fmt, ...) TK_PRINTF(2, 3);
+void tk__region_fini(tk__region *region);
+/* Replies and frees the region. `message` NULL is out of memory. */
+void tk__reply(tk_rpc_call *call, tk__region *region, const void *message);
+/* Fails the call with the sentence of `diag`, or the error's own text. */
+void tk__fail(tk_rpc_call *call, tk_err err, const tk_diag *diag);
+
+/* -- checks -- */
+
+/* 1..max bytes of UTF-8 without control characters. `what` names the field. */
+TK_MUST tk_err tk__api_text_check(const char *text, size_t max, const char *what, tk_diag *diag);
+/* `to` gets `text` cut to fit at a character's end, control characters replaced. */
+void tk__api_text_copy(char *to, size_t size, const char *text);
+
+/* -- names of heads, as the caller may see them -- */
+
+/* Own heads by name; those of other tenants as "other-1", "other-2", ... in the order in which they
+ * came to the trunk; an admin sees "tenant/name". */
+typedef struct tk__names {
+    bool admin;
+    char tenant[TK_NAME_SIZE];
+    size_t n, cap;
+    struct tk__foreign {
+        char id[TK_HEAD_ID_SIZE], alias[32];
+        int64_t created_ms;
+        uint64_t born;
+    } * foreign;
+} tk__names;
+
+TK_MUST tk_err tk__names_init(tk__names *names, tk_rpc_call *call, tk_diag *diag);
+void tk__names_fini(tk__names *names);
+/* Borrowed from `names` or `id`. *own tells whose it is. Never NULL. */
+char *tk__names_show(tk__names *names, char *id, bool *own);
+
+/* -- messages from records; NULL when the region is out of memory -- */
+Trunkd__V1__HeadAccuracy *tk__put_measure(tk__region *region, tk__names *names,
+                                          tk_measure *measure);
+/* A sentence as the caller may read it: ids of heads, which stand in double quotes, under the caller's names for them. */
+char *tk__put_text(tk__region *region, tk__names *names, const char *text);
+Trunkd__V1__Job *tk__put_job(tk__region *region, tk__names *names, tk_job *job);
+Trunkd__V1__Version *tk__put_version(tk__region *region, tk_version *version);
+
+/* NaN, which a record means as "none", is 0 on the wire. */
+static inline double tk__number(double x)
+{
+    return x == x ? x : 0; /* NaN is the one value that differs from itself */
+}
+
+/* -- handlers, by service -- */
+void tk__classify(tk_rpc_call *call, const ProtobufCMessage *in);
+
+void tk__upload_start(tk_rpc_call *call);
+void tk__upload_message(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__upload_end(tk_rpc_call *call);
+void tk__upload_free(tk_rpc_call *call);
+void tk__datasets_list(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__datasets_get(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__datasets_delete(tk_rpc_call *call, const ProtobufCMessage *in);
+
+void tk__jobs_submit(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__jobs_get(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__jobs_list(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__jobs_cancel(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__jobs_watch(tk_rpc_call *call, const ProtobufCMessage *in);
+
+void tk__heads_list(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__heads_get(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__heads_delete(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__heads_validation(tk_rpc_call *call, const ProtobufCMessage *in);
+
+void tk__admin_create_tenant(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__admin_list_tenants(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__admin_issue_token(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__admin_revoke_token(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__admin_list_versions(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__admin_rollback(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__admin_status(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__import_message(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__import_end(tk_rpc_call *call);
+void tk__import_free(tk_rpc_call *call);
+void tk__admin_export(tk_rpc_call *call, const ProtobufCMessage *in);
+
+/* Streams moved on by the pump: the call's user is the tk_pump_item. The item is added to the pump,
+ * and holds the call (tk_rpc_ref) until its last step. */
+void tk__stream_attach(tk_rpc_call *call, tk_pump_item *item);
+void tk__stream_wake(tk_rpc_call *call);
+void tk__stream_free(tk_rpc_call *call);
+
+#endif

@@ -1,0 +1,281 @@
+/* See config.h. One table gives parsing, environment names and the manual. */
+#include "config.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef enum value_kind { TEXT, CHOICE, COUNT, BYTES, REAL } value_kind;
+
+typedef struct option {
+    const char *name, *arg;
+    value_kind kind;
+    size_t offset;    /* into tk_config */
+    double min, max;  /* of numbers */
+    const char *help; /* of CHOICE: begins with the choices, up to the first colon */
+} option;
+
+#define AT(field) offsetof(tk_config, field)
+
+static const option options[] = {
+    {"store", "DIR", TEXT, AT(store), 0, 0,
+     "where everything that lasts is kept; made when missing. Default: /var/lib/trunkd for root, "
+     "else "
+     "$XDG_DATA_HOME/trunkd, else ~/.local/share/trunkd. The first start writes an admin token to "
+     "DIR/admin.token"},
+    {"listen", "ADDR", TEXT, AT(listen), 0, 0,
+     "HOST:PORT, or unix:PATH. Port 0 takes a free one. Default: 127.0.0.1:7700"},
+    {"port-file", "PATH", TEXT, AT(port_file), 0, 0,
+     "write the port to PATH once the server answers, for scripts; removed at the end"},
+    {"arch", "NAME", CHOICE, AT(arch), 0, 0,
+     "resnet18|resnet34|resnet50|resnet20|resnet32|resnet56: the trunk that a fresh store will "
+     "train; "
+     "kept in the store from the first start on, and fixed. Default: resnet20"},
+    {"px", "N", COUNT, AT(px), 32, 448,
+     "the trunk's input size, fixed like --arch: 32 with resnet20/32/56, 64 to 448 with the "
+     "others. "
+     "Default: 32, or 224"},
+    {"resize", "N", COUNT, AT(resize), 32, 1024,
+     "images are resized to N before the centre is cropped to --px; fixed like --arch. Default: px "
+     "* "
+     "8/7, or px with resnet20/32/56"},
+    {"resize-mode", "MODE", CHOICE, AT(resize_mode), 0, 0,
+     "short|squash: resize the short side and keep the shape, or both sides; fixed like --arch. "
+     "Default: "
+     "short"},
+    {"threads", "N", COUNT, AT(threads), 1, 1024, "threads of inference. Default: one per core"},
+    {"decode-threads", "N", COUNT, AT(decode_threads), 1, 64,
+     "threads that decode images. Default: one per core"},
+    {"batch", "N", COUNT, AT(batch), 1, 1024,
+     "most images of one pass through the trunk. Default: 16"},
+    {"delay-ms", "MS", REAL, AT(delay_ms), 0, 1000,
+     "how long an image may wait for others to share its pass; none waits when none is on its way. "
+     "Default: 2"},
+    {"queue", "N", COUNT, AT(queue), 256, 1000000,
+     "most images that wait for an answer, of all tenants; more are refused. Default: 1024"},
+    {"grace-s", "S", COUNT, AT(grace_s), 0, 3600,
+     "how long running calls may go on after SIGTERM. Default: 20"},
+    {"trainer", "PATH", TEXT, AT(trainer), 0, 0,
+     "the program that trains. Default: trunkd-trainer beside this one"},
+    {"trainer-threads", "N", COUNT, AT(trainer_threads), 1, 1024,
+     "its threads; it runs at idle priority. Default: one per core"},
+    {"trainer-memory", "BYTES", BYTES, AT(trainer_memory), 0, 1e15, "its limit. Default: none"},
+    {"max-upload-bytes", "BYTES", BYTES, AT(max_upload_bytes), 1, 1e15,
+     "of one data set. Default: 16G"},
+    {"max-tenant-bytes", "BYTES", BYTES, AT(max_tenant_bytes), 1, 1e15,
+     "of all data sets of a tenant. Default: 16G"},
+    {"max-queued-jobs", "N", COUNT, AT(max_queued_jobs), 1, 100000,
+     "of one tenant, queued or running. Default: 16"},
+    {"max-connections", "N", COUNT, AT(max_connections), 1, 1000000, "Default: 4096"},
+    {"isa", "NAME", CHOICE, AT(isa), 0, 0,
+     "auto|scalar|avx2|avx512: kernels to use. Default: auto, the best the processor has"},
+    {"log-format", "FORMAT", CHOICE, AT(log_format), 0, 0,
+     "logfmt|json: of the lines on standard error. Default: logfmt"},
+    {"log-level", "LEVEL", CHOICE, AT(log_level), 0, 0,
+     "debug|info|warn|error: the least that is logged. Default: info"},
+};
+enum { N_OPTIONS = sizeof options / sizeof options[0] };
+
+static bool one_of(const char *choices, const char *value)
+{
+    const size_t len = strlen(value);
+    const char *end = strchr(choices, ':');
+    for (const char *c = choices; c && c < end;) {
+        const size_t n = strcspn(c, "|:");
+        if (n == len && strncmp(c, value, n) == 0) return true;
+        c += n + 1;
+    }
+    return false;
+}
+
+/* "64", "16G", "1.5"; false when it is not such a number. */
+static bool number(const char *text, value_kind kind, double *out)
+{
+    char *end;
+    errno = 0;
+    if (!isdigit((unsigned char)text[0])) return false;
+    *out = strtod(text, &end);
+    if (errno != 0 || !isfinite(*out)) return false;
+    if (kind == BYTES && *end) {
+        const char *unit = strchr("KMGT", toupper((unsigned char)*end));
+        if (!unit) return false;
+        *out = ldexp(*out, 10 * (int)(1 + (unit - "KMGT")));
+        end++;
+    }
+    return *end == '\0' && (kind == REAL || *out == floor(*out));
+}
+
+/* `source` is what the person wrote: "--px" or "TRUNKD_PX". */
+static tk_err set(tk_config *c, const option *o, const char *source, const char *value,
+                  tk_diag *diag)
+{
+    char *field = (char *)c + o->offset;
+    if (o->kind == TEXT || o->kind == CHOICE) {
+        if (o->kind == CHOICE && !one_of(o->help, value)) {
+            return tk_fail(diag, TK_BADARG, "%s is \"%s\", but must be one of %.*s", source, value,
+                           (int)strcspn(o->help, ":"), o->help);
+        }
+        if (!*value) return tk_fail(diag, TK_BADARG, "%s is empty", source);
+        memcpy(field, &value, sizeof value);
+        return TK_OK;
+    }
+    double x;
+    if (!number(value, o->kind, &x) || x < o->min || x > o->max) {
+        return tk_fail(diag, TK_BADARG, "%s is \"%s\", but must be a %snumber from %.0f to %.0f%s",
+                       source, value, o->kind == REAL ? "" : "whole ", o->min, o->max,
+                       o->kind == BYTES ? " (K, M, G, T may follow)" : "");
+    }
+    if (o->kind == REAL) {
+        memcpy(field, &x, sizeof x);
+    } else {
+        const uint64_t n = (uint64_t)x;
+        memcpy(field, &n, sizeof n);
+    }
+    return TK_OK;
+}
+
+static void env_name(const option *o, char out[64])
+{
+    snprintf(out, 64, "TRUNKD_%s", o->name);
+    for (char *p = out; *p; p++)
+        *p = *p == '-' ? '_' : (char)toupper((unsigned char)*p);
+}
+
+static tk_err from_environment(tk_config *c, char *(*lookup)(const char *), tk_diag *diag)
+{
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        char name[64];
+        env_name(&options[i], name);
+        const char *value = lookup(name);
+        if (!value) continue;
+        const tk_err err = set(c, &options[i], name, value, diag);
+        if (err != TK_OK) return err;
+    }
+    return TK_OK;
+}
+
+/* One argument; *used is how many of argv it took. */
+static tk_err from_argument(tk_config *c, char **argv, int left, int *used, tk_diag *diag)
+{
+    const char *arg = argv[0];
+    *used = 1;
+    if (strcmp(arg, "--help") == 0 || strcmp(arg, "-h") == 0) {
+        c->help = true;
+        return TK_OK;
+    }
+    if (strcmp(arg, "--version") == 0) {
+        c->version = true;
+        return TK_OK;
+    }
+    const size_t n = strcspn(arg, "=");
+    for (size_t i = 0; strncmp(arg, "--", 2) == 0 && i < N_OPTIONS; i++) {
+        const option *o = &options[i];
+        if (strlen(o->name) != n - 2 || strncmp(arg + 2, o->name, n - 2) != 0) continue;
+        char source[64];
+        snprintf(source, sizeof source, "--%s", o->name);
+        if (arg[n] == '=') return set(c, o, source, arg + n + 1, diag);
+        if (left < 2) return tk_fail(diag, TK_BADARG, "%s needs a value (%s)", source, o->arg);
+        *used = 2;
+        return set(c, o, source, argv[1], diag);
+    }
+    return tk_fail(diag, TK_BADARG, "unknown argument \"%s\"; see trunkd --help", arg);
+}
+
+static tk_err default_store(tk_config *c, char *(*lookup)(const char *), tk_diag *diag)
+{
+    const char *data = lookup("XDG_DATA_HOME"), *home = lookup("HOME");
+    int n;
+    if (geteuid() == 0)
+        n = snprintf(c->default_store, sizeof c->default_store, "/var/lib/trunkd");
+    else if (data && *data)
+        n = snprintf(c->default_store, sizeof c->default_store, "%s/trunkd", data);
+    else if (home && *home)
+        n = snprintf(c->default_store, sizeof c->default_store, "%s/.local/share/trunkd", home);
+    else
+        return tk_fail(diag, TK_BADARG, "no HOME to keep a store in: give --store DIR");
+    if (n < 0 || (size_t)n >= sizeof c->default_store) {
+        return tk_fail(diag, TK_BADARG,
+                       "the default path of the store is too long: give --store DIR");
+    }
+    c->store = c->default_store;
+    return TK_OK;
+}
+
+tk_err tk_config_parse(tk_config *c, int argc, char **argv, char *(*lookup)(const char *name),
+                       tk_diag *diag)
+{
+    *c = (tk_config){.listen = "127.0.0.1:7700",
+                     .batch = 16,
+                     .queue = 1024,
+                     .delay_ms = 2,
+                     .grace_s = 20,
+                     .max_upload_bytes = UINT64_C(16) << 30,
+                     .max_queued_jobs = 16,
+                     .log_format = "logfmt",
+                     .log_level = "info",
+                     .isa = "auto"};
+    tk_err err = from_environment(c, lookup, diag);
+    int used;
+    for (int i = 1; err == TK_OK && i < argc; i += used) {
+        err = from_argument(c, argv + i, argc - i, &used, diag);
+    }
+    if (err != TK_OK || c->help || c->version) return err;
+    return c->store ? TK_OK : default_store(c, lookup, diag);
+}
+
+/* Prints `text` in lines of at most 78 characters, each after `indent` spaces. */
+static void wrap(FILE *to, const char *text, int indent)
+{
+    int column = 0;
+    while (*text) {
+        const int n = (int)strcspn(text, " ");
+        if (column > 0 && indent + column + 1 + n > 78) {
+            fputc('\n', to);
+            column = 0;
+        }
+        if (column == 0)
+            fprintf(to, "%*s%.*s", indent, "", n, text);
+        else
+            fprintf(to, " %.*s", n, text);
+        column += n + (column > 0);
+        text += n;
+        text += *text == ' ';
+    }
+    fputc('\n', to);
+}
+
+void tk_config_help(FILE *to)
+{
+    fputs("trunkd " TRUNKD_VERSION
+          " - one shared trunk, many heads: serves image classifiers and learns "
+          "new ones\n\n"
+          "usage: trunkd [--FLAG VALUE]...\n\n"
+          "Serves the heads of many tenants on one shared ResNet trunk over gRPC, and fine-tunes "
+          "the\n"
+          "trunk for new heads without letting the old ones degrade. Stop it with SIGTERM or "
+          "SIGINT:\n"
+          "running calls are finished first, and a running job goes on at the next start.\n\n"
+          "FLAGS (each also as a variable: --delay-ms is TRUNKD_DELAY_MS; a flag wins)\n\n",
+          to);
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        fprintf(to, "  --%s %s\n", options[i].name, options[i].arg);
+        wrap(to, options[i].help, 6);
+    }
+    fputs("  --version\n      print the version\n  -h, --help\n      print this\n\n"
+          "EXAMPLES\n\n"
+          "  A server to try things with, and a first tenant:\n"
+          "      trunkd --store ./store &\n"
+          "      trunkctl --token \"$(cat ./store/admin.token)\" tenant create alice\n\n"
+          "  ResNet-18 at 64 px, on every interface, with two threads kept for other things:\n"
+          "      trunkd --listen 0.0.0.0:7700 --arch resnet18 --px 64 --threads 6\n\n"
+          "  In a script, on a free port:\n"
+          "      trunkd --listen 127.0.0.1:0 --port-file port &\n\n"
+          "EXIT STATUS\n\n"
+          "  0 stopped by a signal, 1 failed (the last line on standard error says why), 2 wrong "
+          "usage\n",
+          to);
+}

@@ -1,0 +1,34 @@
+/* Configuration: command-line flags, each with an environment twin (--delay-ms is TRUNKD_DELAY_MS).
+ * A flag wins over the environment. */
+#ifndef SERVER_CONFIG_H
+#define SERVER_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "engine/err.h"
+
+typedef struct tk_config {
+    const char *store, *listen, *port_file;
+    const char *arch, *resize_mode; /* NULL: what the store says, or the default for a fresh one */
+    uint64_t px, resize;            /* 0: the same */
+    uint64_t threads, decode_threads, batch, queue;
+    double delay_ms;
+    uint64_t grace_s;
+    const char *trainer; /* NULL: beside this program */
+    uint64_t trainer_threads, trainer_memory;
+    const char *log_format, *log_level, *isa;
+    uint64_t max_upload_bytes, max_queued_jobs, max_tenant_bytes, max_connections;
+    bool help, version;
+    char default_store[4096];
+} tk_config;
+
+/* Strings are borrowed from argv and the environment. `lookup` is getenv (or a test's). TK_BADARG:
+ * the sentence names the flag or variable, the value and what is allowed. */
+TK_MUST tk_err tk_config_parse(tk_config *out, int argc, char **argv,
+                               char *(*lookup)(const char *name), tk_diag *diag);
+/* The manual: what the program is, every flag, examples, exit status. */
+void tk_config_help(FILE *to);
+
+#endif

@@ -1,0 +1,359 @@
+/* One call, from its headers to its end: refusals that need no body, then messages one by one into
+ * the method's callbacks, then on_free. See rpc_internal.h for threads, references and locks. */
+#include <stdio.h>
+#include <string.h>
+
+#include <grpc/slice.h>
+#include <grpc/support/alloc.h>
+#include <grpc/support/time.h>
+
+#include "engine/mem.h"
+#include "rpc/rpc_internal.h"
+#include "rpc/status.h"
+
+static void on_closed(void *self, bool ok);
+static void on_received(void *self, bool ok);
+
+/* -- references -- */
+
+void tk_rpc_ref(tk_rpc_call *call)
+{
+    atomic_fetch_add_explicit(&call->refs, 1, memory_order_relaxed);
+}
+
+/* Posted by another thread's tk_rpc_unref. */
+static void on_unused(void *self, bool ok)
+{
+    tk_rpc_call *call = self;
+    (void)ok;
+    /* Acquires what that thread did before it let go. */
+    if (atomic_load_explicit(&call->refs, memory_order_acquire) == 0) tk__rpc_call_free(call);
+}
+
+void tk_rpc_unref(tk_rpc_call *call)
+{
+    if (atomic_fetch_sub_explicit(&call->refs, 1, memory_order_acq_rel) != 1) return;
+    if (call->begun && (call->method->flags & TK_RPC_BLOCKING)) {
+        tk__rpc_workers_push(&call->server->workers, call, TK__DO_FREE);
+    } else if (tk__rpc_this_queue() == call->cq) {
+        call->next = call->cq->to_free;
+        call->cq->to_free = call;
+    } else {
+        /* An empty batch comes back at once, on the call's own thread. */
+        grpc_call_start_batch(call->grpc, NULL, 0, &call->unused, NULL);
+    }
+}
+
+void tk__rpc_call_free(tk_rpc_call *call)
+{
+    if (call->begun && call->method->on_free) call->method->on_free(call);
+    tk__rpc_drop_queue_locked(call); /* nobody else has the call any more */
+    if (call->in) grpc_byte_buffer_destroy(call->in);
+    tk__rpc_arena_fini(&call->message);
+    tk__rpc_arena_fini(&call->memory);
+    gpr_free(call->peer);
+    grpc_call_unref(call->grpc);
+    pthread_mutex_destroy(&call->lock);
+    tk_rpc_server *server = call->server;
+    tk_free(call);
+    tk__rpc_count_out(server);
+}
+
+/* -- callbacks -- */
+
+/* Whether callbacks may still run; from now on on_free is owed. */
+static bool enter(tk_rpc_call *call)
+{
+    pthread_mutex_lock(&call->lock);
+    const bool open = !call->over;
+    call->begun |= open;
+    pthread_mutex_unlock(&call->lock);
+    return open;
+}
+
+static bool is_over(tk_rpc_call *call)
+{
+    pthread_mutex_lock(&call->lock);
+    const bool over = call->over;
+    pthread_mutex_unlock(&call->lock);
+    return over;
+}
+
+static void receive(tk_rpc_call *call)
+{
+    if (is_over(call)) return;
+    const grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &call->in};
+    tk_rpc_ref(call);
+    if (grpc_call_start_batch(call->grpc, &op, 1, &call->received, NULL) != GRPC_CALL_OK)
+        tk_rpc_unref(call);
+}
+
+/* To the method, a message that cannot be taken is the same as a cancel. */
+static void refuse_message(tk_rpc_call *call, tk_err err, const char *text)
+{
+    if (!tk__rpc_end(call, tk__status_code(err), text)) return;
+    atomic_store_explicit(&call->cancelled, true, memory_order_relaxed);
+    if (call->begun && call->method->on_cancel) call->method->on_cancel(call);
+}
+
+static void do_message(tk_rpc_call *call, tk__rpc_scratch *scratch)
+{
+    const ProtobufCMessage *message;
+    tk_diag diag;
+    tk_err err = is_over(call) ? TK_CANCELLED
+                               : tk__rpc_decode(call->method, call->in, &call->message, scratch,
+                                                &message, &diag);
+    grpc_byte_buffer_destroy(call->in);
+    call->in = NULL;
+    if (err == TK_CANCELLED) return;
+    if (err != TK_OK) {
+        refuse_message(call, err, diag.text);
+        return;
+    }
+    if (enter(call)) call->method->on_msg(call, message);
+    if (call->method->kind != TK_RPC_CLIENT_STREAM) return;
+    tk__rpc_arena_fini(&call->message);
+    /* Only now: a client that sends faster than on_msg takes is held back by HTTP/2's flow control.
+     */
+    receive(call);
+}
+
+void tk__rpc_call_do(tk_rpc_call *call, unsigned what, tk__rpc_scratch *scratch)
+{
+    switch (what) {
+    case TK__DO_START:
+        if (call->method->on_start && enter(call)) call->method->on_start(call);
+        receive(call);
+        break;
+    case TK__DO_MSG:
+        do_message(call, scratch);
+        break;
+    case TK__DO_END:
+        if (enter(call)) call->method->on_end(call);
+        break;
+    case TK__DO_WRITABLE:
+        if (enter(call)) call->method->on_writable(call);
+        break;
+    default:
+        break;
+    }
+}
+
+void tk__rpc_call_schedule(tk_rpc_call *call, unsigned what)
+{
+    if (call->method->flags & TK_RPC_BLOCKING)
+        tk__rpc_workers_push(&call->server->workers, call, what);
+    else
+        tk__rpc_call_do(call, what, &call->cq->scratch);
+}
+
+/* -- events -- */
+
+/* The call's end for any reason; with close_cancelled it is the only notice of a cancel, a deadline
+ * or a peer that is gone. */
+static void on_closed(void *self, bool ok)
+{
+    tk_rpc_call *call = self;
+    (void)ok;
+    if (call->close_cancelled) {
+        atomic_store_explicit(&call->cancelled, true, memory_order_relaxed);
+        pthread_mutex_lock(&call->lock);
+        const bool tell = !call->over && call->begun && call->method->on_cancel;
+        call->over = true;
+        call->done = true;
+        tk__rpc_drop_queue_locked(call);
+        pthread_mutex_unlock(&call->lock);
+        if (tell) call->method->on_cancel(call);
+    }
+    tk_rpc_unref(call);
+}
+
+static void on_received(void *self, bool ok)
+{
+    tk_rpc_call *call = self;
+    (void)ok;
+    pthread_mutex_lock(&call->lock); /* after the thread that asked for the message */
+    const bool got = call->in != NULL;
+    pthread_mutex_unlock(&call->lock);
+    if (got) {
+        tk__rpc_call_schedule(call, TK__DO_MSG);
+    } else if (!grpc_call_failed_before_recv_message(call->grpc)) { /* else `closed` tells */
+        if (call->method->kind == TK_RPC_CLIENT_STREAM)
+            tk__rpc_call_schedule(call, TK__DO_END);
+        else
+            tk__rpc_end(call, GRPC_STATUS_INVALID_ARGUMENT, "the request has no message");
+    }
+    tk_rpc_unref(call);
+}
+
+/* -- the beginning -- */
+
+/* The value of the authorization header without "Bearer ", or NULL. Borrowed from `metadata`. */
+static const char *find_token(const grpc_metadata_array *metadata, size_t *len)
+{
+    static const char scheme[] = "bearer ";
+    const size_t skip = sizeof scheme - 1;
+    for (size_t i = 0; i < metadata->count; i++) {
+        const grpc_slice value = metadata->metadata[i].value;
+        if (grpc_slice_str_cmp(metadata->metadata[i].key, "authorization") != 0) continue;
+        if (GRPC_SLICE_LENGTH(value) <= skip) return NULL;
+        /* The element, not a copy: a short slice holds its bytes within itself. */
+        const char *text = (const char *)GRPC_SLICE_START_PTR(metadata->metadata[i].value);
+        for (size_t k = 0; k < skip; k++)
+            if ((text[k] | ' ') != scheme[k]) return NULL;
+        *len = GRPC_SLICE_LENGTH(value) - skip;
+        return text + skip;
+    }
+    return NULL;
+}
+
+/* Who calls, and whether this method is for them. */
+static tk_err admit(tk_rpc_call *call, const grpc_metadata_array *metadata, tk_diag *diag)
+{
+    const tk_rpc_method *method = call->method;
+    const tk_rpc_opts *opts = &call->server->opts;
+    if (method->flags & TK_RPC_PUBLIC) return TK_OK;
+    size_t len = 0;
+    const char *token = find_token(metadata, &len);
+    if (!token)
+        return tk_fail(diag, TK_UNAUTHENTICATED,
+                       "no token: the call needs the header \"authorization: Bearer TOKEN\"");
+    tk_fail(diag, TK_UNAUTHENTICATED,
+            "the token is not valid here (expected \"authorization: Bearer TOKEN\")");
+    if (!opts->authenticate) return TK_UNAUTHENTICATED;
+    tk_err err = opts->authenticate(opts->ctx, token, len, &call->identity, diag);
+    if (err != TK_OK) return err;
+    if ((method->flags & TK_RPC_ADMIN) && !call->identity.admin)
+        return tk_fail(diag, TK_DENIED, "%s is for admins, and this is a tenant's token (%s)",
+                       method->path, call->identity.name);
+    if ((method->flags & TK_RPC_TENANT) && call->identity.admin)
+        return tk_fail(diag, TK_DENIED, "%s is for tenants, and this is an admin's token",
+                       method->path);
+    return TK_OK;
+}
+
+static void refuse_unknown(tk_rpc_call *call, grpc_slice path)
+{
+    tk_diag text;
+    const int n = GRPC_SLICE_LENGTH(path) < 200 ? (int)GRPC_SLICE_LENGTH(path) : 200;
+    snprintf(text.text, sizeof text.text, "there is no method %.*s", n,
+             (const char *)GRPC_SLICE_START_PTR(path));
+    tk__rpc_end(call, GRPC_STATUS_UNIMPLEMENTED, text.text);
+}
+
+/* Path, token, role; then asks for the first message. */
+static void begin(tk_rpc_call *call, const grpc_call_details *details,
+                  const grpc_metadata_array *metadata)
+{
+    tk_diag diag = {0};
+    call->method = tk__rpc_find(call->server, details->method);
+    if (!call->method) {
+        refuse_unknown(call, details->method);
+        return;
+    }
+    tk_err err = admit(call, metadata, &diag);
+    if (err != TK_OK)
+        tk__rpc_end(call, tk__status_code(err), diag.text);
+    else if (call->method->on_start)
+        tk__rpc_call_schedule(call, TK__DO_START);
+    else
+        receive(call);
+}
+
+static int64_t deadline_of(const grpc_call_details *details)
+{
+    const gpr_timespec t = gpr_convert_clock_type(details->deadline, GPR_CLOCK_MONOTONIC);
+    if (t.tv_sec >= INT64_MAX / 1000000000) return INT64_MAX;
+    return t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static tk_rpc_call *create(tk__rpc_cq *cq, grpc_call *grpc, const grpc_call_details *details)
+{
+    tk_rpc_call *call = tk_calloc(1, sizeof *call);
+    if (!call) return NULL;
+    call->server = cq->server;
+    call->cq = cq;
+    call->grpc = grpc;
+    call->peer = grpc_call_get_peer(grpc);
+    call->deadline_ns = deadline_of(details);
+    atomic_init(&call->refs, 1);
+    atomic_init(&call->cancelled, false);
+    call->closed = (tk__rpc_tag){on_closed, call};
+    call->received = (tk__rpc_tag){on_received, call};
+    call->unused = (tk__rpc_tag){on_unused, call};
+    call->sent = (tk__rpc_tag){tk__rpc_on_sent, call};
+    pthread_mutex_init(&call->lock, NULL);
+    tk__rpc_arena_init(&call->message, &cq->server->meter, 0);
+    tk__rpc_arena_init(&call->memory, &cq->server->meter, TK__RPC_CALL_MEMORY);
+    return call;
+}
+
+void tk__rpc_call_begin(tk__rpc_cq *cq, grpc_call *grpc, grpc_call_details *details,
+                        grpc_metadata_array *metadata)
+{
+    const bool room = tk__rpc_count_in(cq->server);
+    tk_rpc_call *call = create(cq, grpc, details);
+    if (!call) {
+        tk__rpc_count_out(cq->server);
+        grpc_call_cancel_with_status(grpc, GRPC_STATUS_RESOURCE_EXHAUSTED, "out of memory", NULL);
+        grpc_call_unref(grpc);
+    } else {
+        const grpc_op op = {.op = GRPC_OP_RECV_CLOSE_ON_SERVER,
+                            .data.recv_close_on_server.cancelled = &call->close_cancelled};
+        tk_rpc_ref(call);
+        if (grpc_call_start_batch(grpc, &op, 1, &call->closed, NULL) != GRPC_CALL_OK)
+            tk_rpc_unref(call);
+        if (room)
+            begin(call, details, metadata);
+        else
+            tk__rpc_end(call, GRPC_STATUS_UNAVAILABLE, "too many calls at once; try again");
+        tk_rpc_unref(call);
+    }
+    grpc_call_details_destroy(details);
+    grpc_metadata_array_destroy(metadata);
+}
+
+/* -- for callbacks -- */
+
+void *tk_rpc_ctx(const tk_rpc_call *call)
+{
+    return call->server->opts.ctx;
+}
+
+const tk_identity *tk_rpc_identity(const tk_rpc_call *call)
+{
+    return &call->identity;
+}
+
+const char *tk_rpc_peer(const tk_rpc_call *call)
+{
+    return call->peer;
+}
+
+int64_t tk_rpc_deadline_ns(const tk_rpc_call *call)
+{
+    return call->deadline_ns;
+}
+
+bool tk_rpc_cancelled(const tk_rpc_call *call)
+{
+    return atomic_load_explicit(&call->cancelled, memory_order_relaxed);
+}
+
+void tk_rpc_set_user(tk_rpc_call *call, void *user)
+{
+    call->user = user;
+}
+
+void *tk_rpc_user(const tk_rpc_call *call)
+{
+    return call->user;
+}
+
+void *tk_rpc_alloc(tk_rpc_call *call, size_t size)
+{
+    pthread_mutex_lock(&call->lock);
+    void *p = tk__rpc_arena_alloc(&call->memory, size);
+    pthread_mutex_unlock(&call->lock);
+    return p;
+}

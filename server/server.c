@@ -1,0 +1,322 @@
+/* See server.h. */
+#include "server.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "api/api.h"
+#include "engine/file.h"
+#include "engine/isa.h"
+#include "engine/mem.h"
+#include "jobs/jobs.h"
+#include "log.h"
+#include "rpc/rpc.h"
+#include "serving/batcher.h"
+#include "store/store.h"
+
+enum { RPC_WORKERS = 8 };
+
+struct tk_server {
+    const tk_config *config;
+    tk_store *store;
+    tk_batcher *batcher;
+    tk_current *current;
+    tk_jobs *jobs;
+    tk_api *api;
+    tk_rpc_server *rpc;
+    bool wrote_port;
+};
+
+/* -- the trunk's settings: chosen at the first start, fixed from then on -- */
+
+static tk_err wanted_trunk(const tk_config *c, tk_trunk *out, tk_diag *diag)
+{
+    tk_arch arch = TK_RESNET20;
+    tk_err err = c->arch ? tk_arch_parse(c->arch, &arch, diag) : TK_OK;
+    if (err != TK_OK) return err;
+    const bool small = arch == TK_RESNET20 || arch == TK_RESNET32 || arch == TK_RESNET56;
+    const unsigned px = c->px ? (unsigned)c->px : small ? 32 : 224;
+    err = tk_arch_check_px(arch, px, diag);
+    if (err != TK_OK) return err;
+    *out = (tk_trunk){.preproc = tk_preproc_default(px)};
+    snprintf(out->arch, sizeof out->arch, "%s", tk_arch_name(arch));
+    if (c->resize) out->preproc.resize = (unsigned)c->resize;
+    if (c->resize_mode && strcmp(c->resize_mode, "squash") == 0)
+        out->preproc.mode = TK_RESIZE_SQUASH;
+    return tk_preproc_check(&out->preproc, diag);
+}
+
+static const char *mode_name(tk_resize_mode mode)
+{
+    return mode == TK_RESIZE_SQUASH ? "squash" : "short";
+}
+
+/* Flags that were given must be what the store has. */
+static tk_err compare_trunk(const tk_config *c, const tk_trunk *have, tk_diag *diag)
+{
+    static const char fixed[] =
+        "it is fixed at a store's first start; leave the flag out, or use another store";
+    if (c->arch && strcmp(c->arch, have->arch) != 0) {
+        return tk_fail(diag, TK_PRECONDITION, "--arch is %s, but this store's trunk is a %s: %s",
+                       c->arch, have->arch, fixed);
+    }
+    if (c->px && c->px != have->preproc.crop) {
+        return tk_fail(diag, TK_PRECONDITION,
+                       "--px is %" PRIu64 ", but this store's trunk has %u: %s", c->px,
+                       have->preproc.crop, fixed);
+    }
+    if (c->resize && c->resize != have->preproc.resize) {
+        return tk_fail(diag, TK_PRECONDITION,
+                       "--resize is %" PRIu64 ", but this store's trunk has %u: %s", c->resize,
+                       have->preproc.resize, fixed);
+    }
+    if (c->resize_mode && strcmp(c->resize_mode, mode_name(have->preproc.mode)) != 0) {
+        return tk_fail(diag, TK_PRECONDITION,
+                       "--resize-mode is %s, but this store's trunk has %s: %s", c->resize_mode,
+                       mode_name(have->preproc.mode), fixed);
+    }
+    return TK_OK;
+}
+
+static tk_err settle_trunk(tk_server *s, tk_diag *diag)
+{
+    tk_trunk trunk;
+    tk_err err = tk_store_trunk_get(s->store, &trunk, diag);
+    if (err == TK_OK) return compare_trunk(s->config, &trunk, diag);
+    if (err != TK_NOTFOUND) return err;
+    err = wanted_trunk(s->config, &trunk, diag);
+    if (err == TK_OK) err = tk_store_trunk_set(s->store, &trunk, diag);
+    if (err != TK_OK) return err;
+    tk_log(TK_LOG_INFO, "trunk chosen",
+           (tk_log_field[]){tk_log_str("arch", trunk.arch), tk_log_int("px", trunk.preproc.crop),
+                            tk_log_int("resize", trunk.preproc.resize),
+                            tk_log_str("mode", mode_name(trunk.preproc.mode)), tk_log_end()});
+    return TK_OK;
+}
+
+/* -- versions -- */
+
+static tk_err load_version(tk_server *s, uint64_t number, const char *path, tk_snapshot **out,
+                           tk_diag *diag)
+{
+    *out = NULL;
+    tk_model *model;
+    const tk_err err = tk_model_load(&model, path, false, diag);
+    if (err != TK_OK) return err;
+    return tk_snapshot_create(out, model, number, s->config->batch, (unsigned)s->config->threads,
+                              diag);
+}
+
+static void serve_version(tk_server *s, tk_snapshot *snapshot)
+{
+    const tk_log_field fields[] = {
+        tk_log_int("version", (int64_t)tk_snapshot_number(snapshot)),
+        tk_log_str("arch", tk_arch_name(tk_snapshot_arch(snapshot))),
+        tk_log_int("px", tk_snapshot_preproc(snapshot)->crop),
+        tk_log_int("heads", (int64_t)tk_snapshot_heads(snapshot)),
+        tk_log_int("bytes", (int64_t)tk_snapshot_bytes(snapshot)),
+        tk_log_end(),
+    };
+    tk_current_set(s->current, snapshot);
+    tk_log(TK_LOG_INFO, "version served", fields);
+}
+
+static tk_err prepare_hook(void *ctx, uint64_t number, const char *path, void **snapshot,
+                           tk_diag *diag)
+{
+    tk_snapshot *made = NULL;
+    const tk_err err = load_version(ctx, number, path, &made, diag);
+    *snapshot = made;
+    return err;
+}
+
+static void publish_hook(void *ctx, uint64_t number, void *snapshot)
+{
+    (void)number;
+    serve_version(ctx, snapshot);
+}
+
+static void discard_hook(void *ctx, void *snapshot)
+{
+    (void)ctx;
+    tk_snapshot_unref(snapshot);
+}
+
+/* Serves what the store calls current, if there is anything yet. */
+static tk_err load_current(tk_server *s, tk_diag *diag)
+{
+    tk_version version;
+    tk_err err = tk_store_version_get(s->store, TK_ALL, 0, 0, &version, diag);
+    if (err == TK_PRECONDITION) return TK_OK;
+    if (err != TK_OK) return err;
+    char *path = tk_store_object_path(s->store, version.sha);
+    tk_snapshot *snapshot = NULL;
+    err = path ? load_version(s, version.number, path, &snapshot, diag) : TK_NOMEM;
+    tk_free(path);
+    tk_version_fini(&version);
+    if (err == TK_OK) serve_version(s, snapshot);
+    return err;
+}
+
+/* -- start -- */
+
+static unsigned inference_threads(const tk_config *c)
+{
+    if (c->threads) return (unsigned)c->threads;
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores > 0 ? (unsigned)cores : 1;
+}
+
+static void log_job(void *ctx, tk_job_log level, uint64_t job, const char *text)
+{
+    (void)ctx;
+    tk_log(level == TK_JOB_WARN ? TK_LOG_WARN : TK_LOG_INFO, "job",
+           (tk_log_field[]){tk_log_int("job", (int64_t)job), tk_log_str("message", text),
+                            tk_log_end()});
+}
+
+static void log_grpc(const char *line)
+{
+    tk_log(TK_LOG_WARN, "grpc", (tk_log_field[]){tk_log_str("message", line), tk_log_end()});
+}
+
+/* Makes the folders above the default store; a store named by hand must lie in one that exists. */
+static tk_err make_parents(const tk_config *c, tk_diag *diag)
+{
+    if (c->store != c->default_store) return TK_OK;
+    char path[sizeof c->default_store];
+    snprintf(path, sizeof path, "%s", c->store);
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
+        if (mkdir(path, 0755) != 0 && errno != EEXIST)
+            return tk_fail_errno(diag, "cannot make %s", path);
+        *slash = '/';
+    }
+    return TK_OK;
+}
+
+static tk_err open_store(tk_server *s, tk_diag *diag)
+{
+    const tk_config *c = s->config;
+    tk_err err = make_parents(c, diag);
+    if (err != TK_OK) return err;
+    const tk_store_opts opts = {.max_tenant_bytes = c->max_tenant_bytes,
+                                .max_tenant_jobs = (uint32_t)c->max_queued_jobs};
+    err = tk_store_open(&s->store, c->store, &opts, diag);
+    if (err != TK_OK) return err;
+    tk_log(TK_LOG_INFO, "store opened",
+           (tk_log_field[]){tk_log_str("dir", c->store), tk_log_end()});
+    return settle_trunk(s, diag);
+}
+
+static tk_err start_serving(tk_server *s, tk_diag *diag)
+{
+    const tk_config *c = s->config;
+    tk_err err = tk_current_create(&s->current);
+    if (err != TK_OK) return tk_fail(diag, err, "no memory to serve");
+    const tk_batcher_opts opts = {.max_batch = c->batch,
+                                  .max_delay_us = (unsigned)(c->delay_ms * 1000),
+                                  .max_images = c->queue,
+                                  .decode_threads = (unsigned)c->decode_threads};
+    err = tk_batcher_create(&s->batcher, &opts, diag);
+    return err == TK_OK ? load_current(s, diag) : err;
+}
+
+static tk_err start_jobs(tk_server *s, tk_diag *diag)
+{
+    const tk_config *c = s->config;
+    const tk_jobs_opts opts = {
+        .trainer = c->trainer,
+        .threads = (unsigned)c->trainer_threads,
+        .memory_limit = c->trainer_memory,
+        .hooks = {.ctx = s,
+                  .prepare = prepare_hook,
+                  .publish = publish_hook,
+                  .discard = discard_hook},
+        .log = log_job,
+    };
+    return tk_jobs_start(&s->jobs, s->store, &opts, diag);
+}
+
+static tk_err start_rpc(tk_server *s, tk_diag *diag)
+{
+    const tk_config *c = s->config;
+    const tk_api_opts api = {.store = s->store,
+                             .jobs = s->jobs,
+                             .batcher = s->batcher,
+                             .current = s->current,
+                             .max_upload_bytes = c->max_upload_bytes,
+                             .threads = inference_threads(c)};
+    tk_err err = tk_api_create(&s->api, &api, diag);
+    if (err != TK_OK) return err;
+    tk_rpc_opts opts = {.address = c->listen,
+                        .workers = RPC_WORKERS,
+                        .max_connections = (unsigned)c->max_connections,
+                        .authenticate = tk_api_authenticate,
+                        .ctx = s->api,
+                        .log = log_grpc};
+    opts.methods = tk_api_methods(&opts.n_methods);
+    err = tk_rpc_server_start(&s->rpc, &opts, diag);
+    if (err != TK_OK) return err;
+    tk_rpc_server_set_serving(s->rpc, true);
+    return TK_OK;
+}
+
+static tk_err announce(tk_server *s, tk_diag *diag)
+{
+    const tk_config *c = s->config;
+    const int port = tk_server_port(s);
+    tk_log(TK_LOG_INFO, "listening",
+           (tk_log_field[]){tk_log_str("address", c->listen), tk_log_int("port", port),
+                            tk_log_str("isa", tk_isa_name()),
+                            tk_log_int("threads", inference_threads(c)), tk_log_end()});
+    if (!c->port_file) return TK_OK;
+    char text[16];
+    const int n = snprintf(text, sizeof text, "%d\n", port);
+    const tk_err err = tk_file_write(c->port_file, text, (size_t)n, diag);
+    s->wrote_port = err == TK_OK;
+    return err;
+}
+
+tk_err tk_server_start(tk_server **out, const tk_config *config, tk_diag *diag)
+{
+    *out = NULL;
+    tk_server *s = tk_calloc(1, sizeof *s);
+    if (!s) return tk_fail(diag, TK_NOMEM, "no memory for the server");
+    s->config = config;
+    tk_err err = tk_isa_select(config->isa, diag);
+    if (err == TK_OK) err = open_store(s, diag);
+    if (err == TK_OK) err = start_serving(s, diag);
+    if (err == TK_OK) err = start_jobs(s, diag);
+    if (err == TK_OK) err = start_rpc(s, diag);
+    if (err == TK_OK) err = announce(s, diag);
+    if (err != TK_OK) {
+        tk_server_stop(s);
+        return err;
+    }
+    *out = s;
+    return TK_OK;
+}
+
+int tk_server_port(const tk_server *s)
+{
+    return tk_rpc_server_port(s->rpc);
+}
+
+void tk_server_stop(tk_server *s)
+{
+    if (!s) return;
+    if (s->wrote_port) unlink(s->config->port_file);
+    if (s->api) tk_api_shutdown(s->api);
+    if (s->rpc) tk_rpc_server_stop(s->rpc, (unsigned)s->config->grace_s * 1000);
+    tk_api_destroy(s->api);
+    tk_jobs_stop(s->jobs);
+    tk_batcher_destroy(s->batcher);
+    tk_current_destroy(s->current);
+    tk_store_close(s->store);
+    tk_free(s);
+}

@@ -1,0 +1,535 @@
+/* See batcher.h. One lock guards everything shared; it is never held while an image is decoded, the
+ * trunk runs, or `done` is called. Two conditions: `work` wakes decode threads, `ready` the
+ * executor.
+ *
+ * An image is in one of these places: not started (its request is in `requests`), being decoded,
+ * ready (has a canvas, is in the ready list), in the executor's batch, done with. A request that
+ * failed stays until the images that are under way come back; whoever brings the last one calls
+ * `done`. */
+#include "serving/batcher.h"
+
+#include <pthread.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "engine/mem.h"
+
+enum { DEFAULT_BATCH = 16, DEFAULT_IMAGES = 1024, MAX_DECODERS = 64, AHEAD = 4 };
+
+/* Work given to the decode threads by tk_batcher_spread(); lives on its caller's stack. */
+typedef struct spread {
+    size_t n, next, left; /* batcher.lock */
+    void (*fn)(void *ctx, size_t i);
+    void *ctx;
+    pthread_cond_t done;
+    struct spread *after;
+} spread;
+
+struct tk_batcher {
+    tk_batcher_opts opts;
+    pthread_mutex_t lock;
+    pthread_cond_t work, ready; /* lock; `ready` on CLOCK_MONOTONIC */
+    /* lock: */
+    tk_infer *first, *last; /* requests with images not started, whose turn it is first */
+    spread *spreads;
+    tk_infer_image *ready_first, *ready_last;
+    size_t not_started, decoding, n_ready;
+    size_t images, bytes; /* submitted, not answered */
+    tk_batcher_stats stats;
+    bool stop;
+    /* executor thread: */
+    tk_infer_image **batch; /* [max_batch] */
+    tk_pass *passes;        /* [max_batch] */
+    /* create and destroy: */
+    pthread_t executor, decoders[MAX_DECODERS];
+    size_t n_decoders;
+    bool executor_runs;
+};
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* -- requests -- */
+
+tk_err tk_infer_create(tk_infer **out, tk_snapshot *snapshot, size_t n_images, size_t n_heads,
+                       const tk_head *const *heads, size_t top_k)
+{
+    *out = NULL;
+    tk_infer *r = tk_calloc(1, sizeof *r);
+    if (!r) return TK_NOMEM;
+    r->snapshot = tk_snapshot_ref(snapshot);
+    r->n_images = n_images;
+    r->n_heads = n_heads;
+    r->deadline_ns = INT64_MAX;
+    r->images = tk_calloc(n_images, sizeof *r->images);
+    r->heads = tk_calloc(n_heads, sizeof *r->heads);
+    r->k = tk_calloc(n_heads, sizeof *r->k);
+    size_t per_image = 0, total = 0;
+    for (size_t h = 0; r->heads && r->k && h < n_heads; h++) {
+        r->heads[h] = heads[h];
+        r->k[h] = top_k == 0 ? 1 : top_k < heads[h]->classes ? top_k : heads[h]->classes;
+        per_image += r->k[h];
+    }
+    if (tk_mul_size(per_image, n_images, &total)) r->tops = tk_calloc(total, sizeof *r->tops);
+    if (!r->images || !r->heads || !r->k || !r->tops) {
+        tk_infer_destroy(r);
+        return TK_NOMEM;
+    }
+    for (size_t i = 0; i < n_images; i++) {
+        r->images[i].infer = r;
+        r->images[i].top = r->tops + i * per_image;
+    }
+    *out = r;
+    return TK_OK;
+}
+
+void tk_infer_destroy(tk_infer *r)
+{
+    if (!r) return;
+    for (size_t i = 0; r->images && i < r->n_images; i++)
+        tk_free(r->images[i].error);
+    tk_snapshot_unref(r->snapshot);
+    tk_free(r->images);
+    tk_free(r->heads);
+    tk_free(r->k);
+    tk_free(r->tops);
+    tk_free(r);
+}
+
+/* -- under the lock -- */
+
+/* Counts `n` images as done with; true when they were the request's last: the caller must then call
+ * `done` once the lock is released. */
+static bool images_done_locked(tk_batcher *b, tk_infer *r, size_t n)
+{
+    r->left -= n;
+    if (r->left > 0) return false;
+    b->images -= r->n_images;
+    b->bytes -= r->bytes;
+    return true;
+}
+
+/* Marks a request that nobody waits for. */
+static void check_alive_locked(const tk_batcher *b, tk_infer *r, int64_t now)
+{
+    if (r->err != TK_OK) return;
+    if (b->stop) {
+        r->err = TK_CANCELLED;
+        r->reason = "the server is shutting down";
+    } else if (r->cancelled && r->cancelled(r->user)) {
+        r->err = TK_CANCELLED;
+        r->reason = "the request was cancelled";
+    } else if (now >= r->deadline_ns) {
+        r->err = TK_DEADLINE;
+        r->reason = "the deadline passed while the images waited";
+    }
+}
+
+static void push_request_locked(tk_batcher *b, tk_infer *r)
+{
+    r->next = NULL;
+    if (b->last)
+        b->last->next = r;
+    else
+        b->first = r;
+    b->last = r;
+}
+
+/* Takes every dead request off the list of those not started; those that are wholly done with are
+ * put on *finished. */
+static void sweep_dead_locked(tk_batcher *b, tk_infer **finished)
+{
+    tk_infer *r = b->first;
+    b->first = b->last = NULL;
+    const int64_t now = now_ns();
+    while (r) {
+        tk_infer *next = r->next;
+        check_alive_locked(b, r, now);
+        if (r->err == TK_OK) {
+            push_request_locked(b, r);
+        } else {
+            const size_t dropped = r->n_images - r->started;
+            b->not_started -= dropped;
+            if (images_done_locked(b, r, dropped)) {
+                r->next = *finished;
+                *finished = r;
+            }
+        }
+        r = next;
+    }
+}
+
+static void finish_all(tk_infer *finished)
+{
+    while (finished) {
+        tk_infer *next = finished->next;
+        finished->done(finished, finished->err, finished->reason);
+        finished = next;
+    }
+}
+
+/* The next image to decode, or NULL when its request turned out dead; then *finished may be set. */
+static tk_infer_image *take_image_locked(tk_batcher *b, tk_infer **finished)
+{
+    tk_infer *r = b->first;
+    b->first = r->next;
+    if (!b->first) b->last = NULL;
+    check_alive_locked(b, r, now_ns());
+    if (r->err != TK_OK) {
+        const size_t dropped = r->n_images - r->started;
+        b->not_started -= dropped;
+        r->next = NULL;
+        if (images_done_locked(b, r, dropped)) *finished = r;
+        return NULL;
+    }
+    tk_infer_image *image = &r->images[r->started++];
+    b->not_started--;
+    b->decoding++;
+    if (r->started < r->n_images) push_request_locked(b, r);
+    return image;
+}
+
+/* -- decode threads -- */
+
+/* Sets image->canvas, or image->error. */
+static tk_err decode(const tk_batcher *b, tk_infer_image *image)
+{
+    const tk_preproc *p = tk_snapshot_preproc(image->infer->snapshot);
+    tk_diag diag = {{0}};
+    tk_image rgb;
+    tk_err err =
+        tk_image_decode(&rgb, image->data, image->size, &b->opts.image_limits, p->resize, &diag);
+    if (err == TK_OK) {
+        image->canvas = tk_calloc((size_t)p->crop * p->crop, 3);
+        err = image->canvas ? tk_preproc_canvas(p, &rgb, p->crop, image->canvas, &diag) : TK_NOMEM;
+        tk_image_fini(&rgb);
+    }
+    if (err == TK_OK) return TK_OK;
+    tk_free(image->canvas);
+    image->canvas = NULL;
+    if (err == TK_NOMEM) return err;
+    image->error = tk_strdup(diag.text[0] ? diag.text : tk_err_text(err));
+    return image->error ? TK_OK : TK_NOMEM;
+}
+
+/* Decodes one image, with the lock released meanwhile. */
+static void decode_step_locked(tk_batcher *b)
+{
+    tk_infer *finished = NULL;
+    tk_infer_image *image = take_image_locked(b, &finished);
+    if (image) {
+        pthread_mutex_unlock(&b->lock);
+        const tk_err err = decode(b, image);
+        pthread_mutex_lock(&b->lock);
+        b->decoding--;
+        tk_infer *r = image->infer;
+        if (err != TK_OK && r->err == TK_OK) {
+            r->err = err;
+            r->reason = "no memory to decode an image";
+        }
+        if (image->canvas) {
+            image->ready_ns = now_ns();
+            image->next = NULL;
+            if (b->ready_last)
+                b->ready_last->next = image;
+            else
+                b->ready_first = image;
+            b->ready_last = image;
+            b->n_ready++;
+        } else if (images_done_locked(b, r, 1)) {
+            r->next = NULL;
+            finished = r;
+        }
+    }
+    pthread_cond_signal(&b->ready); /* also when none is ready: fewer may be on their way now */
+    if (finished) {
+        pthread_mutex_unlock(&b->lock);
+        finish_all(finished);
+        pthread_mutex_lock(&b->lock);
+    }
+}
+
+/* One item of a spread, with the lock released meanwhile. */
+static void spread_step_locked(tk_batcher *b, spread *s)
+{
+    const size_t i = s->next++;
+    if (s->next == s->n) { /* the last item is taken: off the list */
+        spread **at = &b->spreads;
+        while (*at != s)
+            at = &(*at)->after;
+        *at = s->after;
+    }
+    pthread_mutex_unlock(&b->lock);
+    s->fn(s->ctx, i);
+    pthread_mutex_lock(&b->lock);
+    if (--s->left == 0) pthread_cond_signal(&s->done);
+}
+
+static void *decoder_main(void *arg)
+{
+    tk_batcher *b = arg;
+    pthread_mutex_lock(&b->lock);
+    for (;;) {
+        /* Canvases are made only so far ahead of the executor: that bounds their memory. */
+        const bool room = b->n_ready + b->decoding < AHEAD * b->opts.max_batch;
+        if (b->first && (room || b->stop))
+            decode_step_locked(b);
+        else if (b->spreads)
+            spread_step_locked(b, b->spreads);
+        else if (b->stop)
+            break;
+        else
+            pthread_cond_wait(&b->work, &b->lock);
+    }
+    pthread_mutex_unlock(&b->lock);
+    return NULL;
+}
+
+void tk_batcher_spread(tk_batcher *b, size_t n, void (*fn)(void *ctx, size_t i), void *ctx)
+{
+    if (n == 0) return;
+    spread s = {.n = n, .left = n, .fn = fn, .ctx = ctx};
+    pthread_cond_init(&s.done, NULL);
+    pthread_mutex_lock(&b->lock);
+    s.after = b->spreads;
+    b->spreads = &s;
+    pthread_cond_broadcast(&b->work);
+    /* The caller works too: requests come first on the decode threads, yet this never starves. */
+    while (s.next < s.n)
+        spread_step_locked(b, &s);
+    while (s.left > 0)
+        pthread_cond_wait(&s.done, &b->lock);
+    pthread_mutex_unlock(&b->lock);
+    pthread_cond_destroy(&s.done);
+}
+
+/* -- the executor -- */
+
+/* Is it time to run what is ready? If not, *until is when to look again (0: when woken). */
+static bool batch_due_locked(const tk_batcher *b, int64_t *until)
+{
+    *until = 0;
+    if (b->n_ready == 0) return false;
+    if (b->n_ready >= b->opts.max_batch || b->stop) return true;
+    if (b->not_started + b->decoding == 0) return true; /* nothing to wait for */
+    *until = b->ready_first->ready_ns + (int64_t)b->opts.max_delay_us * 1000;
+    return now_ns() >= *until;
+}
+
+/* Moves up to max_batch ready images of one version into b->batch and returns how many. Images of
+ * dead requests are dropped; requests that end by it are put on *finished. */
+static size_t take_batch_locked(tk_batcher *b, tk_infer **finished)
+{
+    size_t n = 0;
+    const int64_t now = now_ns();
+    tk_infer_image *image = b->ready_first, *kept_first = NULL, *kept_last = NULL;
+    for (tk_infer_image *next; image; image = next) {
+        next = image->next;
+        tk_infer *r = image->infer;
+        check_alive_locked(b, r, now);
+        if (r->err != TK_OK) {
+            b->n_ready--;
+            tk_free(image->canvas);
+            image->canvas = NULL;
+            if (images_done_locked(b, r, 1)) {
+                r->next = *finished;
+                *finished = r;
+            }
+        } else if (n < b->opts.max_batch &&
+                   (n == 0 || b->batch[0]->infer->snapshot == r->snapshot)) {
+            b->n_ready--;
+            b->batch[n++] = image;
+        } else {
+            image->next = NULL;
+            if (kept_last)
+                kept_last->next = image;
+            else
+                kept_first = image;
+            kept_last = image;
+        }
+    }
+    b->ready_first = kept_first;
+    b->ready_last = kept_last;
+    return n;
+}
+
+static void run_batch(tk_batcher *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const tk_infer_image *image = b->batch[i];
+        const tk_infer *r = image->infer;
+        const size_t index = (size_t)(image - r->images);
+        size_t per_image = 0;
+        for (size_t h = 0; h < r->n_heads; h++)
+            per_image += r->k[h];
+        b->passes[i] = (tk_pass){.canvas = image->canvas,
+                                 .n_heads = r->n_heads,
+                                 .heads = r->heads,
+                                 .k = r->k,
+                                 .top = r->tops + index * per_image};
+    }
+    tk_snapshot_run(b->batch[0]->infer->snapshot, n, b->passes);
+    for (size_t i = 0; i < n; i++) {
+        tk_free(b->batch[i]->canvas);
+        b->batch[i]->canvas = NULL;
+    }
+}
+
+static void *executor_main(void *arg)
+{
+    tk_batcher *b = arg;
+    pthread_mutex_lock(&b->lock);
+    for (;;) {
+        int64_t until;
+        while (!batch_due_locked(b, &until)) {
+            if (b->stop && b->not_started + b->decoding + b->n_ready == 0) {
+                pthread_mutex_unlock(&b->lock);
+                return NULL;
+            }
+            if (until == 0) {
+                pthread_cond_wait(&b->ready, &b->lock);
+            } else {
+                const struct timespec t = {until / 1000000000, until % 1000000000};
+                pthread_cond_timedwait(&b->ready, &b->lock, &t);
+            }
+        }
+        tk_infer *finished = NULL;
+        const size_t n = take_batch_locked(b, &finished);
+        pthread_cond_broadcast(&b->work); /* there is room for canvases again */
+        pthread_mutex_unlock(&b->lock);
+        if (n > 0) run_batch(b, n);
+        pthread_mutex_lock(&b->lock);
+        b->stats.images += n;
+        b->stats.batches += n > 0;
+        for (size_t i = 0; i < n; i++) {
+            tk_infer *r = b->batch[i]->infer;
+            if (images_done_locked(b, r, 1)) {
+                r->next = finished;
+                finished = r;
+            }
+        }
+        pthread_mutex_unlock(&b->lock);
+        finish_all(finished);
+        pthread_mutex_lock(&b->lock);
+    }
+}
+
+/* -- from outside -- */
+
+tk_err tk_batcher_submit(tk_batcher *b, tk_infer *r, tk_diag *diag)
+{
+    r->bytes = 0;
+    for (size_t i = 0; i < r->n_images; i++)
+        r->bytes += r->images[i].size;
+    r->left = r->n_images;
+    r->started = 0;
+    r->err = TK_OK;
+    r->reason = "";
+    tk_infer *finished = NULL;
+    tk_err err = TK_OK;
+    pthread_mutex_lock(&b->lock);
+    if (b->images + r->n_images > b->opts.max_images || b->bytes + r->bytes > b->opts.max_bytes) {
+        sweep_dead_locked(b, &finished);
+    }
+    if (b->images + r->n_images > b->opts.max_images) {
+        err = tk_fail(diag, TK_BUSY,
+                      "the queue is full: %zu images wait and %zu more were sent, its limit is %zu "
+                      "images; try again shortly",
+                      b->images, r->n_images, b->opts.max_images);
+    } else if (b->bytes + r->bytes > b->opts.max_bytes) {
+        err =
+            tk_fail(diag, TK_BUSY,
+                    "the queue is full: %zu bytes of images wait and %zu more were sent, its limit "
+                    "is %zu bytes; try again shortly",
+                    b->bytes, r->bytes, b->opts.max_bytes);
+    } else {
+        b->images += r->n_images;
+        b->bytes += r->bytes;
+        b->not_started += r->n_images;
+        push_request_locked(b, r);
+        if (r->n_images == 1)
+            pthread_cond_signal(&b->work);
+        else
+            pthread_cond_broadcast(&b->work);
+    }
+    pthread_mutex_unlock(&b->lock);
+    finish_all(finished);
+    return err;
+}
+
+tk_batcher_stats tk_batcher_get_stats(tk_batcher *b)
+{
+    pthread_mutex_lock(&b->lock);
+    tk_batcher_stats stats = b->stats;
+    stats.queue = b->images;
+    pthread_mutex_unlock(&b->lock);
+    return stats;
+}
+
+static tk_batcher_opts filled(const tk_batcher_opts *given)
+{
+    tk_batcher_opts o = *given;
+    if (o.max_batch == 0) o.max_batch = DEFAULT_BATCH;
+    if (o.max_images == 0) o.max_images = DEFAULT_IMAGES;
+    if (o.max_bytes == 0) o.max_bytes = (size_t)512 << 20;
+    if (o.decode_threads == 0) {
+        const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+        o.decode_threads = cores > 0 ? (unsigned)cores : 1;
+    }
+    if (o.decode_threads > MAX_DECODERS) o.decode_threads = MAX_DECODERS;
+    return o;
+}
+
+tk_err tk_batcher_create(tk_batcher **out, const tk_batcher_opts *opts, tk_diag *diag)
+{
+    *out = NULL;
+    tk_batcher *b = tk_calloc(1, sizeof *b);
+    if (!b) return tk_fail(diag, TK_NOMEM, "no memory for the queue of images");
+    b->opts = filled(opts);
+    pthread_mutex_init(&b->lock, NULL);
+    pthread_cond_init(&b->work, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&b->ready, &attr);
+    pthread_condattr_destroy(&attr);
+    b->batch = tk_calloc(b->opts.max_batch, sizeof(tk_infer_image *));
+    b->passes = tk_calloc(b->opts.max_batch, sizeof *b->passes);
+    bool ok = b->batch && b->passes;
+    ok = ok && pthread_create(&b->executor, NULL, executor_main, b) == 0;
+    b->executor_runs = ok;
+    while (ok && b->n_decoders < b->opts.decode_threads) {
+        ok = pthread_create(&b->decoders[b->n_decoders], NULL, decoder_main, b) == 0;
+        b->n_decoders += ok;
+    }
+    if (!ok) {
+        tk_batcher_destroy(b);
+        return tk_fail(diag, TK_NOMEM, "no memory or threads for the queue of images");
+    }
+    *out = b;
+    return TK_OK;
+}
+
+void tk_batcher_destroy(tk_batcher *b)
+{
+    if (!b) return;
+    pthread_mutex_lock(&b->lock);
+    b->stop = true;
+    pthread_cond_broadcast(&b->work);
+    pthread_cond_broadcast(&b->ready);
+    pthread_mutex_unlock(&b->lock);
+    for (size_t i = 0; i < b->n_decoders; i++)
+        pthread_join(b->decoders[i], NULL);
+    if (b->executor_runs) pthread_join(b->executor, NULL);
+    pthread_cond_destroy(&b->work);
+    pthread_cond_destroy(&b->ready);
+    pthread_mutex_destroy(&b->lock);
+    tk_free(b->batch);
+    tk_free(b->passes);
+    tk_free(b);
+}

@@ -1,0 +1,312 @@
+/* See snapshot.h. The reference count is the one atomic of this folder. A reference is only ever
+ * taken from one that is held (or under tk_current's lock, which holds one), so taking needs no
+ * ordering; the last release must see every other thread's use of the snapshot, hence
+ * acquire-release there. */
+#include "serving/snapshot.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/linear.h"
+#include "engine/mem.h"
+
+struct tk_snapshot {
+    atomic_size_t refs;
+    uint64_t number;
+    tk_arch arch;
+    tk_preproc preproc;
+    tk_pool *pool; /* the plan's, while it is made; then the executor's */
+    tk_plan *plan;
+    size_t n_heads;
+    tk_head **heads; /* sorted by id */
+    /* executor thread: */
+    size_t max_batch, features, max_classes;
+    float *input;    /* [max_batch][crop][crop][3] */
+    float *vectors;  /* [max_batch][features] */
+    float *logits;   /* [threads][max_classes] */
+    tk_top *ranking; /* [threads][max_classes] */
+};
+
+static void destroy(tk_snapshot *s)
+{
+    if (!s) return;
+    tk_plan_destroy(s->plan);
+    tk_pool_destroy(s->pool);
+    for (size_t i = 0; i < s->n_heads; i++)
+        tk_head_destroy(s->heads[i]);
+    tk_free(s->heads);
+    tk_free(s->input);
+    tk_free(s->vectors);
+    tk_free(s->logits);
+    tk_free(s->ranking);
+    tk_free(s);
+}
+
+static int by_id(const void *a, const void *b)
+{
+    return strcmp((*(tk_head *const *)a)->id, (*(tk_head *const *)b)->id);
+}
+
+/* The executor's buffers: allocated here, so that a pass allocates nothing. */
+static tk_err make_buffers(tk_snapshot *s)
+{
+    const size_t threads = tk_pool_threads(s->pool);
+    s->max_classes = 1;
+    for (size_t i = 0; i < s->n_heads; i++) {
+        if (s->heads[i]->classes > s->max_classes) s->max_classes = s->heads[i]->classes;
+    }
+    const size_t pixels = (size_t)s->preproc.crop * s->preproc.crop * 3;
+    s->input = tk_aligned_calloc(s->max_batch * pixels, sizeof *s->input);
+    s->vectors = tk_aligned_calloc(s->max_batch * s->features, sizeof *s->vectors);
+    s->logits = tk_aligned_calloc(threads * s->max_classes, sizeof *s->logits);
+    s->ranking = tk_calloc(threads * s->max_classes, sizeof *s->ranking);
+    return s->input && s->vectors && s->logits && s->ranking ? TK_OK : TK_NOMEM;
+}
+
+static tk_err build(tk_snapshot *s, tk_model *model, unsigned threads, tk_diag *diag)
+{
+    s->arch = model->trunk->arch;
+    s->preproc = model->preproc;
+    s->features = tk_arch_features(s->arch);
+    s->heads = model->heads; /* moved */
+    s->n_heads = model->n_heads;
+    model->heads = NULL;
+    model->n_heads = 0;
+    if (s->n_heads > 1) qsort(s->heads, s->n_heads, sizeof *s->heads, by_id);
+    if (tk_pool_create(&s->pool, threads) != TK_OK || make_buffers(s) != TK_OK) {
+        return tk_fail(diag, TK_NOMEM, "no memory for version %llu", (unsigned long long)s->number);
+    }
+    return tk_plan_create(&s->plan, model->trunk, s->preproc.crop, s->max_batch, s->pool, diag);
+}
+
+tk_err tk_snapshot_create(tk_snapshot **out, tk_model *model, uint64_t number, size_t max_batch,
+                          unsigned threads, tk_diag *diag)
+{
+    *out = NULL;
+    tk_snapshot *s = tk_calloc(1, sizeof *s);
+    tk_err err = TK_NOMEM;
+    if (s) {
+        atomic_init(&s->refs, 1);
+        s->number = number;
+        s->max_batch = max_batch;
+        err = build(s, model, threads, diag);
+    }
+    tk_model_destroy(model);
+    if (err != TK_OK) {
+        destroy(s);
+        return err;
+    }
+    *out = s;
+    return TK_OK;
+}
+
+tk_snapshot *tk_snapshot_ref(tk_snapshot *s)
+{
+    atomic_fetch_add_explicit(&s->refs, 1, memory_order_relaxed);
+    return s;
+}
+
+void tk_snapshot_unref(tk_snapshot *s)
+{
+    if (s && atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) == 1) destroy(s);
+}
+
+uint64_t tk_snapshot_number(const tk_snapshot *s)
+{
+    return s->number;
+}
+
+tk_arch tk_snapshot_arch(const tk_snapshot *s)
+{
+    return s->arch;
+}
+
+const tk_preproc *tk_snapshot_preproc(const tk_snapshot *s)
+{
+    return &s->preproc;
+}
+
+size_t tk_snapshot_bytes(const tk_snapshot *s)
+{
+    size_t bytes = tk_plan_bytes(s->plan);
+    for (size_t i = 0; i < s->n_heads; i++) {
+        bytes += s->heads[i]->classes * (s->features + 1) * sizeof(float);
+    }
+    return bytes;
+}
+
+size_t tk_snapshot_heads(const tk_snapshot *s)
+{
+    return s->n_heads;
+}
+
+const tk_head *tk_snapshot_head(const tk_snapshot *s, size_t i)
+{
+    return s->heads[i];
+}
+
+/* Compares the tenant's part of a head's id with `tenant`: the prefix up to and with the slash. */
+static int compare_tenant(const char *id, const char *tenant, size_t len)
+{
+    const int order = strncmp(id, tenant, len);
+    return order != 0 ? order : (id[len] > '/') - (id[len] < '/');
+}
+
+size_t tk_snapshot_of_tenant(const tk_snapshot *s, const char *tenant, size_t *first)
+{
+    const size_t len = strlen(tenant);
+    size_t lo = 0, hi = s->n_heads;
+    while (lo < hi) {
+        const size_t mid = lo + (hi - lo) / 2;
+        if (compare_tenant(s->heads[mid]->id, tenant, len) < 0)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    *first = lo;
+    size_t end = lo;
+    while (end < s->n_heads && compare_tenant(s->heads[end]->id, tenant, len) == 0)
+        end++;
+    return end - lo;
+}
+
+const tk_head *tk_snapshot_find(const tk_snapshot *s, const char *tenant, const char *name)
+{
+    size_t first;
+    const size_t n = tk_snapshot_of_tenant(s, tenant, &first);
+    const size_t skip = strlen(tenant) + 1;
+    for (size_t i = first; i < first + n; i++) {
+        if (strcmp(s->heads[i]->id + skip, name) == 0) return s->heads[i];
+    }
+    return NULL;
+}
+
+static int by_score(const void *a, const void *b)
+{
+    const tk_top *x = a, *y = b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    return (x->label > y->label) - (x->label < y->label);
+}
+
+/* The k best of `from` in by_score's order, for a small k: qsort would sort all of them, and
+ * allocate. */
+static void insert_best(size_t c, const tk_top *from, size_t k, tk_top *top)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < c; i++) {
+        if (n == k && !(from[i].score > top[k - 1].score)) continue;
+        size_t at = n < k ? n++ : k - 1;
+        for (; at > 0 && from[i].score > top[at - 1].score; at--)
+            top[at] = top[at - 1];
+        top[at] = from[i];
+    }
+}
+
+/* Softmax of logits [c], and the k largest to `top`; `ranking` is scratch of c entries. */
+static void softmax_top(size_t c, const float *logits, size_t k, tk_top *ranking, tk_top *top)
+{
+    float max = logits[0];
+    for (size_t i = 1; i < c; i++)
+        max = logits[i] > max ? logits[i] : max;
+    double sum = 0;
+    for (size_t i = 0; i < c; i++) {
+        const float e = expf(logits[i] - max);
+        ranking[i] = (tk_top){.label = (uint32_t)i, .score = e};
+        sum += (double)e;
+    }
+    for (size_t i = 0; i < c; i++)
+        ranking[i].score = (float)((double)ranking[i].score / sum);
+    if (k <= 16) {
+        insert_best(c, ranking, k, top);
+        return;
+    }
+    qsort(ranking, c, sizeof *ranking, by_score);
+    memcpy(top, ranking, k * sizeof *top);
+}
+
+typedef struct run_ctx {
+    tk_snapshot *s;
+    const tk_pass *passes;
+} run_ctx;
+
+static void render_one(void *arg, size_t task, size_t thread)
+{
+    (void)thread;
+    const run_ctx *ctx = arg;
+    const tk_preproc *p = &ctx->s->preproc;
+    const tk_view view = tk_view_centre(p, p->crop);
+    float *x = ctx->s->input + task * p->crop * p->crop * 3;
+    tk_view_render(p, ctx->passes[task].canvas, p->crop, &view, x);
+}
+
+/* Each image by itself (n = 1), so that the bits cannot depend on its neighbours. */
+static void answer_one(void *arg, size_t task, size_t thread)
+{
+    const run_ctx *ctx = arg;
+    tk_snapshot *s = ctx->s;
+    const tk_pass *pass = &ctx->passes[task];
+    float *logits = s->logits + thread * s->max_classes;
+    tk_top *ranking = s->ranking + thread * s->max_classes;
+    tk_top *top = pass->top;
+    for (size_t h = 0; h < pass->n_heads; h++) {
+        const tk_head *head = pass->heads[h];
+        tk_linear_forward(1, s->features, head->classes, s->vectors + task * s->features,
+                          head->weight, head->bias, logits);
+        softmax_top(head->classes, logits, pass->k[h], ranking, top);
+        top += pass->k[h];
+    }
+}
+
+void tk_snapshot_run(tk_snapshot *s, size_t n, const tk_pass *passes)
+{
+    run_ctx ctx = {s, passes};
+    tk_pool_run(s->pool, n, render_one, &ctx);
+    tk_plan_run(s->plan, n, s->input, s->vectors);
+    tk_pool_run(s->pool, n, answer_one, &ctx);
+}
+
+struct tk_current {
+    pthread_mutex_t lock;
+    tk_snapshot *snapshot; /* lock */
+};
+
+tk_err tk_current_create(tk_current **out)
+{
+    *out = NULL;
+    tk_current *c = tk_calloc(1, sizeof *c);
+    if (!c) return TK_NOMEM;
+    if (pthread_mutex_init(&c->lock, NULL) != 0) {
+        tk_free(c);
+        return TK_NOMEM;
+    }
+    *out = c;
+    return TK_OK;
+}
+
+void tk_current_destroy(tk_current *c)
+{
+    if (!c) return;
+    tk_snapshot_unref(c->snapshot);
+    pthread_mutex_destroy(&c->lock);
+    tk_free(c);
+}
+
+tk_snapshot *tk_current_get(tk_current *c)
+{
+    pthread_mutex_lock(&c->lock);
+    tk_snapshot *s = c->snapshot ? tk_snapshot_ref(c->snapshot) : NULL;
+    pthread_mutex_unlock(&c->lock);
+    return s;
+}
+
+void tk_current_set(tk_current *c, tk_snapshot *s)
+{
+    pthread_mutex_lock(&c->lock);
+    tk_snapshot *old = c->snapshot;
+    c->snapshot = s;
+    pthread_mutex_unlock(&c->lock);
+    tk_snapshot_unref(old); /* outside the lock: it may be the last and free a plan */
+}
