@@ -1,0 +1,352 @@
+/* The synchronous client. Every call has its own completion queue of the "pluck" kind: an operation
+ * is started under a tag and the calling thread waits for that tag alone, so nothing here needs a
+ * lock.
+ *
+ * The status operation is started together with the call and plucked last. The core ends it when
+ * the server has ended the call and all messages are read, when the deadline has passed or when the
+ * call was cancelled; the operations before it then come back without success, which is how send
+ * and receive learn of the end. */
+#include "rpc_client.h"
+
+#include <limits.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <grpc/byte_buffer.h>
+#include <grpc/byte_buffer_reader.h>
+#include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
+#include <grpc/slice.h>
+#include <grpc/support/alloc.h>
+#include <grpc/support/time.h>
+
+struct tk_client {
+    grpc_channel *channel;
+    char *header; /* "Bearer TOKEN", or NULL */
+};
+
+struct tk_client_call {
+    grpc_call *grpc;
+    grpc_completion_queue *queue;
+    const ProtobufCMessageDescriptor *out_type;
+    bool ended;    /* no more messages from us */
+    bool received; /* a receive came back empty */
+    bool bad_answer;
+    grpc_metadata_array initial, trailing;
+    grpc_status_code code;
+    grpc_slice details;
+};
+
+/* Tags of the operations that may be under way at once; only their addresses count. */
+static char tag_begin, tag_initial, tag_send, tag_receive, tag_status;
+
+const char *tk_client_code_text(int code)
+{
+    static const char *const names[] = {
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    };
+    if (code < 0 || (size_t)code >= sizeof names / sizeof *names) return "UNKNOWN";
+    return names[code];
+}
+
+/* -- the channel -- */
+
+static grpc_arg int_arg(const char *key, int value)
+{
+    grpc_arg arg = {.type = GRPC_ARG_INTEGER};
+    memcpy(&arg.key, &key, sizeof key); /* the core's struct wants char *, and only reads */
+    arg.value.integer = value;
+    return arg;
+}
+
+static grpc_channel *open_channel(const char *address)
+{
+    grpc_arg args[] = {
+        int_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, -1),
+        int_arg(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100),
+        int_arg(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000),
+        int_arg(GRPC_ARG_KEEPALIVE_TIME_MS, 30000),
+        int_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20000),
+        int_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
+        /* One connection for each client, instead of one for all clients of an address. */
+        int_arg("grpc.use_local_subchannel_pool", 1),
+        /* A proxy from the environment has no business between trunkctl and its server. */
+        int_arg("grpc.enable_http_proxy", 0),
+    };
+    grpc_channel_args list = {.num_args = sizeof args / sizeof *args, .args = args};
+    grpc_channel_credentials *plain = grpc_insecure_credentials_create();
+    grpc_channel *channel = grpc_channel_create(address, plain, &list);
+    grpc_channel_credentials_release(plain);
+    return channel;
+}
+
+static char *bearer(const char *token)
+{
+    size_t size = strlen(token) + sizeof "Bearer ";
+    char *header = malloc(size);
+    if (!header) return NULL;
+    snprintf(header, size, "Bearer %s", token);
+    if (grpc_header_nonbin_value_is_legal(grpc_slice_from_static_string(header))) return header;
+    free(header);
+    return NULL;
+}
+
+tk_client *tk_client_open(const char *address, const char *token)
+{
+    tk_client *client = calloc(1, sizeof *client);
+    if (!client) return NULL;
+    grpc_init();
+    if (token) client->header = bearer(token);
+    if (!token || client->header) client->channel = open_channel(address);
+    if (client->channel) return client;
+    tk_client_close(client);
+    return NULL;
+}
+
+void tk_client_close(tk_client *client)
+{
+    if (!client) return;
+    if (client->channel) grpc_channel_destroy(client->channel);
+    free(client->header);
+    free(client);
+    grpc_shutdown();
+}
+
+static gpr_timespec in_ms(unsigned ms)
+{
+    return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(ms, GPR_TIMESPAN));
+}
+
+static void destroy_queue(grpc_completion_queue *queue)
+{
+    grpc_completion_queue_shutdown(queue);
+    while (
+        grpc_completion_queue_pluck(queue, NULL, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL).type !=
+        GRPC_QUEUE_SHUTDOWN) {
+    }
+    grpc_completion_queue_destroy(queue);
+}
+
+bool tk_client_wait_ready(tk_client *client, unsigned timeout_ms)
+{
+    const gpr_timespec deadline = in_ms(timeout_ms);
+    grpc_completion_queue *queue = grpc_completion_queue_create_for_pluck(NULL);
+    grpc_connectivity_state state = grpc_channel_check_connectivity_state(client->channel, 1);
+    while (state != GRPC_CHANNEL_READY &&
+           gpr_time_cmp(gpr_now(GPR_CLOCK_MONOTONIC), deadline) < 0) {
+        grpc_channel_watch_connectivity_state(client->channel, state, deadline, queue, &tag_begin);
+        grpc_completion_queue_pluck(queue, &tag_begin, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+        state = grpc_channel_check_connectivity_state(client->channel, 1);
+    }
+    destroy_queue(queue);
+    return state == GRPC_CHANNEL_READY;
+}
+
+/* -- one call -- */
+
+/* Starts `n` operations and waits until they are done. */
+static bool run(tk_client_call *call, const grpc_op *ops, size_t n, void *tag)
+{
+    if (grpc_call_start_batch(call->grpc, ops, n, tag, NULL) != GRPC_CALL_OK) return false;
+    return grpc_completion_queue_pluck(call->queue, tag, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL)
+               .success != 0;
+}
+
+static void start_batches(const tk_client *client, tk_client_call *call)
+{
+    grpc_metadata token = {.key = grpc_slice_from_static_string("authorization")};
+    grpc_op begin = {.op = GRPC_OP_SEND_INITIAL_METADATA};
+    if (client->header) {
+        token.value = grpc_slice_from_copied_string(client->header);
+        begin.data.send_initial_metadata.count = 1;
+        begin.data.send_initial_metadata.metadata = &token;
+    }
+    const grpc_op initial = {.op = GRPC_OP_RECV_INITIAL_METADATA,
+                             .data.recv_initial_metadata.recv_initial_metadata = &call->initial};
+    const grpc_op status = {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
+                            .data.recv_status_on_client = {.trailing_metadata = &call->trailing,
+                                                           .status = &call->code,
+                                                           .status_details = &call->details}};
+    grpc_call_start_batch(call->grpc, &status, 1, &tag_status, NULL);
+    grpc_call_start_batch(call->grpc, &initial, 1, &tag_initial, NULL);
+    run(call, &begin, 1, &tag_begin);
+    if (client->header) grpc_slice_unref(token.value);
+}
+
+tk_client_call *tk_client_start(tk_client *client, const char *path,
+                                const ProtobufCMessageDescriptor *out_type, unsigned timeout_ms)
+{
+    tk_client_call *call = calloc(1, sizeof *call);
+    if (!call) return NULL;
+    call->out_type = out_type;
+    call->code = GRPC_STATUS_UNKNOWN;
+    call->details = grpc_empty_slice();
+    grpc_metadata_array_init(&call->initial);
+    grpc_metadata_array_init(&call->trailing);
+    call->queue = grpc_completion_queue_create_for_pluck(NULL);
+    grpc_slice method = grpc_slice_from_copied_string(path);
+    call->grpc = grpc_channel_create_call(
+        client->channel, NULL, GRPC_PROPAGATE_DEFAULTS, call->queue, method, NULL,
+        timeout_ms ? in_ms(timeout_ms) : gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+    grpc_slice_unref(method);
+    start_batches(client, call);
+    return call;
+}
+
+/* Takes the slice. */
+static bool send_slice(tk_client_call *call, grpc_slice slice)
+{
+    grpc_byte_buffer *buffer = grpc_raw_byte_buffer_create(&slice, 1);
+    grpc_slice_unref(slice);
+    const grpc_op op = {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = buffer};
+    bool ok = run(call, &op, 1, &tag_send);
+    grpc_byte_buffer_destroy(buffer);
+    return ok;
+}
+
+bool tk_client_send(tk_client_call *call, const ProtobufCMessage *in)
+{
+    if (!call || call->ended) return false;
+    grpc_slice slice = grpc_slice_malloc(protobuf_c_message_get_packed_size(in));
+    protobuf_c_message_pack(in, GRPC_SLICE_START_PTR(slice));
+    return send_slice(call, slice);
+}
+
+bool tk_client_send_bytes(tk_client_call *call, const void *data, size_t len)
+{
+    if (!call || call->ended) return false;
+    return send_slice(call, grpc_slice_from_copied_buffer(data, len));
+}
+
+bool tk_client_send_end(tk_client_call *call)
+{
+    if (!call || call->ended) return false;
+    call->ended = true;
+    const grpc_op op = {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT};
+    return run(call, &op, 1, &tag_send);
+}
+
+static grpc_byte_buffer *receive_buffer(tk_client_call *call)
+{
+    grpc_byte_buffer *buffer = NULL;
+    const grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &buffer};
+    if (!call->received) run(call, &op, 1, &tag_receive);
+    if (!buffer) call->received = true;
+    return buffer;
+}
+
+ProtobufCMessage *tk_client_receive(tk_client_call *call)
+{
+    if (!call) return NULL;
+    grpc_byte_buffer *buffer = receive_buffer(call);
+    if (!buffer) return NULL;
+    ProtobufCMessage *message = NULL;
+    grpc_byte_buffer_reader reader;
+    if (grpc_byte_buffer_reader_init(&reader, buffer)) {
+        grpc_slice all = grpc_byte_buffer_reader_readall(&reader);
+        message = protobuf_c_message_unpack(call->out_type, NULL, GRPC_SLICE_LENGTH(all),
+                                            GRPC_SLICE_START_PTR(all));
+        grpc_slice_unref(all);
+        grpc_byte_buffer_reader_destroy(&reader);
+    }
+    grpc_byte_buffer_destroy(buffer);
+    if (!message) {
+        call->bad_answer = true;
+        tk_client_cancel(call);
+    }
+    return message;
+}
+
+void tk_client_free_message(ProtobufCMessage *message)
+{
+    if (message) protobuf_c_message_free_unpacked(message, NULL);
+}
+
+void tk_client_cancel(tk_client_call *call)
+{
+    if (call) grpc_call_cancel(call->grpc, NULL);
+}
+
+/* The core's text, cut at the buffer's end but never inside a UTF-8 sequence. */
+static void copy_text(char *to, size_t size, grpc_slice text)
+{
+    size_t len = GRPC_SLICE_LENGTH(text);
+    const uint8_t *from = GRPC_SLICE_START_PTR(text);
+    if (len >= size) {
+        len = size - 1;
+        while (len > 0 && (from[len] & 0xC0) == 0x80)
+            len--;
+    }
+    memcpy(to, from, len);
+    to[len] = 0;
+}
+
+static void write_status(const tk_client_call *call, tk_client_status *status)
+{
+    if (call->bad_answer) {
+        *status = (tk_client_status){.code = TK_CLIENT_INTERNAL};
+        snprintf(status->text, sizeof status->text, "the server's answer is not a valid %s",
+                 call->out_type->name);
+        return;
+    }
+    status->code = (int)call->code;
+    copy_text(status->text, sizeof status->text, call->details);
+    if (call->code == GRPC_STATUS_OK) status->text[0] = 0;
+}
+
+int tk_client_finish(tk_client_call *call, tk_client_status *status)
+{
+    if (!call) {
+        *status = (tk_client_status){.code = TK_CLIENT_UNKNOWN, .text = "out of memory"};
+        return status->code;
+    }
+    const gpr_timespec forever = gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    tk_client_send_end(call);
+    for (grpc_byte_buffer *rest; (rest = receive_buffer(call));)
+        grpc_byte_buffer_destroy(rest);
+    grpc_completion_queue_pluck(call->queue, &tag_initial, forever, NULL);
+    grpc_completion_queue_pluck(call->queue, &tag_status, forever, NULL);
+    write_status(call, status);
+    grpc_slice_unref(call->details);
+    grpc_metadata_array_destroy(&call->initial);
+    grpc_metadata_array_destroy(&call->trailing);
+    grpc_call_unref(call->grpc);
+    destroy_queue(call->queue);
+    free(call);
+    return status->code;
+}
+
+bool tk_client_unary(tk_client *client, const char *path, const ProtobufCMessage *in,
+                     const ProtobufCMessageDescriptor *out_type, unsigned timeout_ms,
+                     ProtobufCMessage **out, tk_client_status *status)
+{
+    *out = NULL;
+    tk_client_call *call = tk_client_start(client, path, out_type, timeout_ms);
+    if (tk_client_send(call, in) && tk_client_send_end(call)) *out = tk_client_receive(call);
+    if (tk_client_finish(call, status) == TK_CLIENT_OK && !*out) {
+        status->code = TK_CLIENT_INTERNAL;
+        snprintf(status->text, sizeof status->text, "the server sent no %s", out_type->name);
+    }
+    if (status->code == TK_CLIENT_OK) return true;
+    tk_client_free_message(*out);
+    *out = NULL;
+    return false;
+}
