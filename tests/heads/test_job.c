@@ -1,0 +1,374 @@
+/* Whole jobs on made-up images: every recipe ends as it should, an interrupted job ends with the
+ * same bits, and one that diverges falls back. Numbers are as small as they can be and still say
+ * something. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "close.h"
+#include "engine/mem.h"
+#include "fixture.h"
+#include "heads/job.h"
+
+static const char *alice, *alice_held, *bob; /* packs */
+static const char *base;                     /* Alice's version */
+
+/* Settings are applied in order: a test that needs other epochs says so in the last place. */
+static const tk_setting quick[] = {
+    {"batch", 8},          {"views", 2},       {"warm_up", 8},
+    {"fisher_samples", 4}, {"line_search", 2}, {"epochs", 2},
+};
+enum { QUICK = sizeof quick / sizeof *quick, EPOCHS = QUICK - 1 };
+
+typedef struct spy {
+    long stop_after; /* calls of cancelled() that answer no; negative: never stops */
+    size_t validations, warnings;
+    char warning[1024];
+} spy;
+
+static bool spy_cancelled(void *ctx)
+{
+    spy *s = ctx;
+    return s->stop_after >= 0 && s->stop_after-- == 0;
+}
+
+static void spy_validation(void *ctx, const tk_job_validation *v)
+{
+    (void)v;
+    ((spy *)ctx)->validations++;
+}
+
+static void spy_log(void *ctx, bool warn, const char *message)
+{
+    spy *s = ctx;
+    s->warnings += warn;
+    if (warn) snprintf(s->warning, sizeof s->warning, "%s", message);
+}
+
+static tk_job_opts job(const char *folder, const char *recipe, spy *s)
+{
+    tk_job_opts o = tk_job_defaults();
+    o.dir = fixture_folder(folder);
+    o.base = base;
+    o.data = bob;
+    o.head = "bob/stripes";
+    o.recipe = recipe;
+    o.set = quick;
+    o.n_set = QUICK;
+    o.pool = fixture_pool();
+    o.ctx = s;
+    o.cancelled = spy_cancelled;
+    o.validation = spy_validation;
+    o.log = spy_log;
+    return o;
+}
+
+static const char *file_in(const char *folder, const char *file)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", folder, file);
+    return fixture_path(path);
+}
+
+static tk_model *load(const char *path)
+{
+    tk_model *m;
+    tk_diag diag;
+    if (tk_model_load(&m, path, true, &diag) != TK_OK) fail_msg("%s", diag.text);
+    return m;
+}
+
+/* Alice trains from scratch; the rest of the tests stand on her version. */
+static int prepare(void **state)
+{
+    (void)state;
+    static char paths[4][512];
+    const char *const names[] = {"alice.pack", "bob.pack", "alice/candidate.safetensors",
+                                 "alice/validation.pack"};
+    for (size_t i = 0; i < 4; i++)
+        snprintf(paths[i], sizeof paths[i], "%s", fixture_path(names[i]));
+    alice = paths[0], bob = paths[1], base = NULL, alice_held = paths[3];
+    fixture_pack(alice, FIXTURE_COLOUR, 36, 1);
+    fixture_pack(bob, FIXTURE_STRIPES, 24, 2);
+    spy s = {.stop_after = -1};
+    tk_job_result r;
+    tk_diag diag = {0};
+    tk_job_opts o = job("alice", "scratch", &s);
+    o.arch = TK_RESNET20;
+    o.preproc = fixture_preproc();
+    o.data = alice;
+    o.head = "alice/colour";
+    o.tolerance = 20;
+    const tk_err err = tk_job_run(&o, &r, &diag);
+    if (err != TK_OK) print_error("%s: %s\n", tk_err_text(err), diag.text);
+    const bool ok = err == TK_OK && r.outcome == TK_OUTCOME_COMMIT && r.n_held > 0;
+    tk_job_result_fini(&r);
+    base = paths[2];
+    return ok && access(base, R_OK) == 0 && access(alice_held, R_OK) == 0 ? 0 : -1;
+}
+
+static int clean(void **state)
+{
+    (void)state;
+    tk_pool_destroy(fixture_pool());
+    fixture_clean();
+    return 0;
+}
+
+/* Runs and expects success; the caller frees the result. */
+static tk_job_result run(const tk_job_opts *o)
+{
+    tk_job_result r;
+    tk_diag diag = {0};
+    const tk_err err = tk_job_run(o, &r, &diag);
+    if (err != TK_OK) fail_msg("%s: %s", tk_err_text(err), diag.text);
+    return r;
+}
+
+static tk_job_opts with_validation(tk_job_opts o)
+{
+    static tk_validator_pack packs[1];
+    packs[0] = (tk_validator_pack){"alice/colour", alice_held};
+    o.validations = packs;
+    o.n_validations = 1;
+    return o;
+}
+
+static void scratch_leaves_a_version_with_fisher_and_best(void **state)
+{
+    (void)state;
+    tk_model *m = load(base);
+    assert_int_equal(m->n_heads, 1);
+    assert_string_equal(m->heads[0]->id, "alice/colour");
+    assert_string_equal(m->heads[0]->labels[1], "green");
+    assert_close(m->heads[0]->tolerance, 20, 0);
+    assert_true(m->heads[0]->best >= 0 && m->heads[0]->best <= 1);
+    assert_non_null(m->fisher);
+    assert_true(m->fisher_scale > 0);
+    assert_memory_equal(m->anchor, m->trunk->data, m->trunk->trained * sizeof(float));
+    tk_model_destroy(m);
+}
+
+/* Whatever the recipe, the other head's weights are its owner's and stay as they are. */
+static void every_recipe_ends_with_a_sound_candidate(void **state)
+{
+    (void)state;
+    static const char *const recipes[] = {"kd+ewc",          "kd",   "ewc", "finetune",
+                                          "finetune-low-lr", "probe"};
+    tk_setting once[QUICK];
+    tk_model *before = load(base);
+    memcpy(once, quick, sizeof quick);
+    once[EPOCHS].value = 1;
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        spy s = {.stop_after = -1};
+        tk_job_opts o = with_validation(job(recipes[i], recipes[i], &s));
+        o.set = once;
+        tk_job_result r = run(&o);
+        assert_int_not_equal(r.outcome, TK_OUTCOME_REJECT);
+        assert_int_equal(r.n_others, 1);
+        assert_false(r.before[0].agreement);
+        assert_string_equal(r.after[0].head, "alice/colour");
+        assert_string_equal(r.after[1].head, "bob/stripes");
+        assert_true(s.validations >= 2);
+        tk_model *after = load(file_in(recipes[i], "candidate.safetensors"));
+        assert_int_equal(after->n_heads, 2);
+        assert_string_equal(after->heads[1]->id, "bob/stripes");
+        assert_memory_equal(after->heads[0]->weight, before->heads[0]->weight,
+                            before->heads[0]->classes * 64 * sizeof(float));
+        assert_non_null(after->fisher);
+        assert_int_equal(access(file_in(recipes[i], "validation.pack"), R_OK), 0);
+        const bool same = memcmp(after->trunk->data, before->trunk->data,
+                                 before->trunk->count * sizeof(float)) == 0;
+        assert_int_equal(same, r.outcome == TK_OUTCOME_PROBE);
+        if (strcmp(recipes[i], "probe") == 0) assert_int_equal(r.outcome, TK_OUTCOME_PROBE);
+        tk_model_destroy(after);
+        tk_job_result_fini(&r);
+    }
+    tk_model_destroy(before);
+}
+
+/* Cancelled after 1, 2, 4, ... questions, each attempt resumed until the job is done. The candidate
+ * is the same as that of a job which was left in peace. */
+static void an_interrupted_job_ends_with_the_same_bits(void **state)
+{
+    (void)state;
+    spy peace = {.stop_after = -1};
+    tk_job_opts o = with_validation(job("peace", "kd+ewc", &peace));
+    o.checkpoint_seconds = 0; /* one after every step */
+    tk_job_result r = run(&o);
+    tk_job_result_fini(&r);
+    size_t size_a, size_b, stops = 0;
+    uint8_t *a = fixture_read(file_in("peace", "candidate.safetensors"), &size_a);
+
+    o = with_validation(job("broken-off", "kd+ewc", &peace));
+    o.checkpoint_seconds = 1e9; /* only those that cancelling writes */
+    for (long patience = 4;; patience += 4, stops++) {
+        spy s = {.stop_after = patience};
+        tk_diag diag = {0};
+        o.ctx = &s;
+        const tk_err err = tk_job_run(&o, &r, &diag);
+        tk_job_result_fini(&r);
+        if (err == TK_OK) break;
+        if (err != TK_CANCELLED) fail_msg("%s: %s", tk_err_text(err), diag.text);
+        assert_true(stops < 200);
+    }
+    assert_true(stops >= 3);
+    uint8_t *b = fixture_read(file_in("broken-off", "candidate.safetensors"), &size_b);
+    assert_int_equal(size_a, size_b);
+    assert_memory_equal(a, b, size_a);
+    tk_free(a);
+    tk_free(b);
+}
+
+/* A checkpoint that was damaged on the disk is noticed; the job begins again and ends the same. */
+static void a_damaged_checkpoint_is_not_believed(void **state)
+{
+    (void)state;
+    spy s = {.stop_after = 13}; /* in the midst of joint training */
+    tk_job_opts o = with_validation(job("damaged", "kd+ewc", &s));
+    o.checkpoint_seconds = 0;
+    tk_job_result r;
+    const tk_err err = tk_job_run(&o, &r, NULL);
+    tk_job_result_fini(&r);
+    assert_int_equal(err, TK_CANCELLED);
+    size_t size, size_a, size_b;
+    const char *path = file_in("damaged", "checkpoint.train");
+    uint8_t *bytes = fixture_read(path, &size);
+    bytes[size / 2] ^= 0x10;
+    fixture_write(path, bytes, size);
+    tk_free(bytes);
+    s = (spy){.stop_after = -1};
+    r = run(&o);
+    tk_job_result_fini(&r);
+    assert_non_null(strstr(s.warning, "damaged"));
+    uint8_t *a = fixture_read(file_in("peace", "candidate.safetensors"), &size_a);
+    uint8_t *b = fixture_read(file_in("damaged", "candidate.safetensors"), &size_b);
+    assert_int_equal(size_a, size_b);
+    assert_memory_equal(a, b, size_a);
+    tk_free(a);
+    tk_free(b);
+}
+
+static void a_rate_of_a_thousand_falls_back_with_a_reason(void **state)
+{
+    (void)state;
+    spy s = {.stop_after = -1};
+    tk_setting set[QUICK + 1];
+    memcpy(set, quick, sizeof quick);
+    set[EPOCHS].value = 6;
+    set[QUICK] = (tk_setting){"rate", 1e3};
+    tk_job_opts o = with_validation(job("diverged", "kd+ewc", &s));
+    o.set = set;
+    o.n_set = QUICK + 1;
+    tk_job_result r = run(&o);
+    assert_int_equal(r.outcome, TK_OUTCOME_PROBE);
+    assert_non_null(strstr(r.reason, "diverged"));
+    assert_non_null(strstr(r.reason, "probe"));
+    assert_true(r.restarts > 0);
+    assert_true(s.warnings >= r.restarts);
+    assert_true(r.gate[0].admitted);
+    assert_int_equal(r.gate[0].n01 + r.gate[0].n10, 0);
+    tk_job_result_fini(&r);
+    o.fallback_probe = false;
+    o.dir = fixture_folder("diverged-rejected");
+    r = run(&o);
+    assert_int_equal(r.outcome, TK_OUTCOME_REJECT);
+    assert_int_equal(access(file_in("diverged-rejected", "candidate.safetensors"), F_OK), -1);
+    tk_job_result_fini(&r);
+}
+
+static void a_head_without_images_is_judged_by_agreement_and_flagged(void **state)
+{
+    (void)state;
+    spy s = {.stop_after = -1};
+    const tk_job_opts o = job("agreement", "probe", &s);
+    tk_job_result r = run(&o);
+    assert_true(r.before[0].agreement && r.gate[0].agreement);
+    assert_int_equal(r.before[0].n, r.n_held);
+    assert_close(r.gate[0].before, 1, 0);
+    assert_close(r.gate[0].after, 1, 0);
+    assert_non_null(strstr(s.warning, "weaker promise"));
+    tk_model *m = load(file_in("agreement", "candidate.safetensors"));
+    tk_model *was = load(base);
+    assert_true(m->heads[0]->best == was->heads[0]->best); /* agreement is no accuracy */
+    tk_model_destroy(m);
+    tk_model_destroy(was);
+    tk_job_result_fini(&r);
+}
+
+static void a_head_is_replaced_by_its_own_id(void **state)
+{
+    (void)state;
+    spy s = {.stop_after = -1};
+    tk_job_opts o = job("replace", "kd+ewc", &s);
+    o.head = "alice/colour";
+    tk_job_result r = run(&o);
+    assert_int_equal(r.n_others, 0);
+    assert_int_equal(r.outcome, TK_OUTCOME_COMMIT);
+    tk_model *m = load(file_in("replace", "candidate.safetensors"));
+    assert_int_equal(m->n_heads, 1);
+    assert_string_equal(m->heads[0]->labels[0], "vertical");
+    tk_model_destroy(m);
+    tk_job_result_fini(&r);
+}
+
+static void what_cannot_be_done_is_refused_before_work_begins(void **state)
+{
+    (void)state;
+    spy s = {.stop_after = -1};
+    tk_job_result r;
+    tk_diag diag;
+    tk_job_opts o = job("refused", "scratch", &s);
+    assert_int_equal(tk_job_run(&o, &r, &diag), TK_PRECONDITION); /* would lose Alice's trunk */
+    tk_job_result_fini(&r);
+    o.recipe = "kd";
+    o.base = NULL;
+    o.arch = TK_RESNET20;
+    o.preproc = fixture_preproc();
+    assert_int_equal(tk_job_run(&o, &r, &diag), TK_PRECONDITION); /* no trunk to tune */
+    tk_job_result_fini(&r);
+    o.base = base;
+    o.set = (const tk_setting[]){{"kappa", -1}};
+    o.n_set = 1;
+    assert_int_equal(tk_job_run(&o, &r, &diag), TK_BADARG);
+    assert_non_null(strstr(diag.text, "kappa"));
+    tk_job_result_fini(&r);
+    o.n_set = 0;
+    o.validations = (const tk_validator_pack[]){{"carol/size", alice_held}};
+    o.n_validations = 1;
+    assert_int_equal(tk_job_run(&o, &r, &diag), TK_BADARG);
+    assert_non_null(strstr(diag.text, "carol/size"));
+    tk_job_result_fini(&r);
+}
+
+static void a_finished_jobs_scratch_files_are_cleaned(void **state)
+{
+    (void)state;
+    const char *dir = fixture_path("peace");
+    assert_int_equal(access(file_in("peace", "canvases.train"), F_OK), 0);
+    tk_job_clean(dir);
+    assert_int_equal(access(file_in("peace", "canvases.train"), F_OK), -1);
+    assert_int_equal(access(file_in("peace", "checkpoint.train"), F_OK), -1);
+    assert_int_equal(access(file_in("peace", "pseudo-labels.views"), F_OK), -1);
+    assert_int_equal(access(file_in("peace", "candidate.safetensors"), F_OK), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(scratch_leaves_a_version_with_fisher_and_best),
+        cmocka_unit_test(every_recipe_ends_with_a_sound_candidate),
+        cmocka_unit_test(an_interrupted_job_ends_with_the_same_bits),
+        cmocka_unit_test(a_damaged_checkpoint_is_not_believed),
+        cmocka_unit_test(a_rate_of_a_thousand_falls_back_with_a_reason),
+        cmocka_unit_test(a_head_without_images_is_judged_by_agreement_and_flagged),
+        cmocka_unit_test(a_head_is_replaced_by_its_own_id),
+        cmocka_unit_test(what_cannot_be_done_is_refused_before_work_begins),
+        cmocka_unit_test(a_finished_jobs_scratch_files_are_cleaned),
+    };
+    return cmocka_run_group_tests(tests, prepare, clean);
+}

@@ -1,0 +1,221 @@
+/* A version's file: what goes in comes out; a damaged one is refused; serving need not read EWC's
+ * part. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "engine/mem.h"
+#include "engine/rng.h"
+#include "fixture.h"
+
+static const char *const ids[] = {"alice/type", "bob/colour"};
+
+static tk_model *make(bool with_ewc)
+{
+    tk_model *m = fixture_model(3, 2, ids);
+    m->heads[0]->best = 0.8125;
+    m->heads[1]->tolerance = 0.5;
+    if (!with_ewc) return m;
+    m->fisher_scale = 1e-5;
+    m->fisher = tk_aligned_calloc(m->trunk->trained, sizeof(float));
+    m->anchor = tk_aligned_calloc(m->trunk->trained, sizeof(float));
+    assert_true(m->fisher && m->anchor);
+    for (size_t t = 0; t < m->trunk->tensors; t++) {
+        const tk_param *p = &m->trunk->table[t];
+        for (size_t i = 0; p->offset < m->trunk->trained && i < p->count; i++) {
+            m->fisher[p->offset + i] = tk_rng_uniform(1, t, i);
+            m->anchor[p->offset + i] = tk_rng_normal(2, t, i);
+        }
+    }
+    return m;
+}
+
+static void assert_same_head(const tk_head *a, const tk_head *b)
+{
+    assert_string_equal(a->id, b->id);
+    assert_int_equal(a->classes, b->classes);
+    for (size_t c = 0; c < a->classes; c++)
+        assert_string_equal(a->labels[c], b->labels[c]);
+    assert_memory_equal(a->weight, b->weight, a->classes * a->features * sizeof(float));
+    assert_memory_equal(a->bias, b->bias, a->classes * sizeof(float));
+    assert_true(a->tolerance == b->tolerance);
+    assert_true(a->best == b->best || (isnan(a->best) && isnan(b->best)));
+}
+
+static void a_model_survives_the_file(void **state)
+{
+    (void)state;
+    const char *path = fixture_path("model.safetensors");
+    tk_model *m = make(true), *back;
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, NULL), TK_OK);
+    assert_int_equal(back->trunk->arch, m->trunk->arch);
+    assert_memory_equal(back->trunk->data, m->trunk->data, m->trunk->count * sizeof(float));
+    assert_memory_equal(back->fisher, m->fisher, m->trunk->trained * sizeof(float));
+    assert_memory_equal(back->anchor, m->anchor, m->trunk->trained * sizeof(float));
+    assert_true(back->fisher_scale == m->fisher_scale);
+    assert_memory_equal(&back->preproc, &m->preproc, sizeof m->preproc);
+    assert_int_equal(back->n_heads, 2);
+    for (size_t h = 0; h < 2; h++)
+        assert_same_head(back->heads[h], m->heads[h]);
+    tk_model_destroy(back);
+    assert_int_equal(tk_model_load(&back, path, false, NULL), TK_OK);
+    assert_null(back->fisher);
+    assert_null(back->anchor);
+    tk_model_destroy(back);
+    tk_model_destroy(m);
+}
+
+static void a_clone_is_equal_and_independent(void **state)
+{
+    (void)state;
+    tk_model *m = make(true), *copy;
+    assert_int_equal(tk_model_clone(&copy, m), TK_OK);
+    for (size_t h = 0; h < 2; h++)
+        assert_same_head(copy->heads[h], m->heads[h]);
+    assert_memory_equal(copy->fisher, m->fisher, m->trunk->trained * sizeof(float));
+    copy->trunk->data[0] += 1;
+    copy->heads[0]->weight[0] += 1;
+    assert_true(copy->trunk->data[0] != m->trunk->data[0]);
+    assert_true(copy->heads[0]->weight[0] != m->heads[0]->weight[0]);
+    tk_model_destroy(copy);
+    tk_model_destroy(m);
+}
+
+static void heads_are_added_once_and_dropped_by_id(void **state)
+{
+    (void)state;
+    tk_model *m = make(false);
+    tk_head *again;
+    assert_int_equal(tk_head_clone(&again, m->heads[0]), TK_OK);
+    assert_int_equal(tk_model_add_head(m, again), TK_EXISTS);
+    tk_head_destroy(again);
+    assert_true(tk_model_drop_head(m, "alice/type"));
+    assert_false(tk_model_drop_head(m, "alice/type"));
+    assert_null(tk_model_head(m, "alice/type"));
+    assert_ptr_equal(tk_model_head(m, "bob/colour"), m->heads[0]);
+    tk_model_destroy(m);
+}
+
+static void a_head_needs_unique_clean_labels(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    tk_head *head;
+    assert_int_equal(tk_head_create(&head, "x", 2, 8, (const char *const[]){"a", "a"}, &diag),
+                     TK_BADARG);
+    assert_non_null(strstr(diag.text, "\"a\" appears twice"));
+    assert_int_equal(tk_head_create(&head, "x", 2, 8, (const char *const[]){"a", "\n"}, &diag),
+                     TK_BADARG);
+    assert_int_equal(tk_head_create(&head, "", 1, 8, (const char *const[]){"a"}, &diag), TK_BADARG);
+    assert_int_equal(tk_head_create(&head, "x", 0, 8, NULL, &diag), TK_BADARG);
+    assert_null(head);
+}
+
+static void weights_that_are_not_finite_are_refused(void **state)
+{
+    (void)state;
+    const char *path = fixture_path("nan.safetensors");
+    tk_diag diag;
+    tk_model *m = make(false), *back;
+    m->heads[1]->bias[0] = NAN;
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, &diag), TK_BADDATA);
+    assert_non_null(strstr(diag.text, "head.bob/colour.bias"));
+    m->heads[1]->bias[0] = 0;
+    m->trunk->data[5] = INFINITY;
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, &diag), TK_BADDATA);
+    assert_null(back);
+    tk_model_destroy(m);
+}
+
+/* Flips in the header (names, shapes, offsets, metadata) and cuts: an error or a sound model, never
+ * more. What is read is destroyed again: a sanitizer sees the rest. */
+static void a_damaged_file_is_refused_or_sound(void **state)
+{
+    (void)state;
+    const char *path = fixture_path("damaged.safetensors");
+    size_t size, refused = 0;
+    tk_model *m = make(true), *back;
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    tk_model_destroy(m);
+    uint8_t *good = fixture_read(path, &size);
+    for (uint64_t trial = 0; trial < 150; trial++) {
+        const size_t at = tk_rng_below(7, 0, trial, 12000);
+        const uint8_t kept = good[at];
+        good[at] = (uint8_t)tk_rng_u64(7, 1, trial);
+        fixture_write(path, good, size);
+        good[at] = kept;
+        const tk_err err = tk_model_load(&back, path, true, NULL);
+        if (err != TK_OK) {
+            assert_int_equal(err, TK_BADDATA);
+            assert_null(back);
+            refused++;
+        }
+        tk_model_destroy(back);
+    }
+    assert_true(refused > 50);
+    for (uint64_t trial = 0; trial < 20; trial++) {
+        fixture_write(path, good, tk_rng_below(7, 2, trial, (uint32_t)size));
+        assert_int_equal(tk_model_load(&back, path, true, NULL), TK_BADDATA);
+    }
+    tk_free(good);
+}
+
+static tk_err round_trip(const tk_model *m, const char *path)
+{
+    tk_model *back = NULL, *copy = NULL;
+    tk_err err = tk_model_save(m, path, NULL);
+    if (err == TK_OK) err = tk_model_load(&back, path, true, NULL);
+    if (err == TK_OK) err = tk_model_clone(&copy, back);
+    tk_model_destroy(back);
+    tk_model_destroy(copy);
+    return err;
+}
+
+static void running_out_of_memory_anywhere_leaves_nothing(void **state)
+{
+    (void)state;
+    const char *path = fixture_path("oom.safetensors");
+    tk_model *m = make(true);
+    const long live = tk_test_alloc_live();
+    /* Every allocation at first, later ones in steps: there are some hundreds, each of the same
+     * kind. */
+    for (long n = 0;; n += n < 40 ? 1 : 7) {
+        tk_test_alloc_fail_after(n);
+        const tk_err err = round_trip(m, path);
+        tk_test_alloc_fail_after(-1);
+        assert_int_equal(tk_test_alloc_live(), live);
+        if (err == TK_OK) break;
+        assert_int_equal(err, TK_NOMEM);
+        assert_true(n < 100000);
+    }
+    tk_model_destroy(m);
+}
+
+static int clean(void **state)
+{
+    (void)state;
+    fixture_clean();
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_model_survives_the_file),
+        cmocka_unit_test(a_clone_is_equal_and_independent),
+        cmocka_unit_test(heads_are_added_once_and_dropped_by_id),
+        cmocka_unit_test(a_head_needs_unique_clean_labels),
+        cmocka_unit_test(weights_that_are_not_finite_are_refused),
+        cmocka_unit_test(a_damaged_file_is_refused_or_sound),
+        cmocka_unit_test(running_out_of_memory_anywhere_leaves_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, clean);
+}
