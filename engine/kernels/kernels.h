@@ -35,6 +35,7 @@ typedef struct tk__gemm {
 enum {
     TK__LANES = 16,  /* panels are padded to this many columns */
     TK__NR_MAX = 64, /* the widest panel of any instruction set */
+    TK__WINO_MAX_C = 2048, /* channels that Winograd's transforms take; multiples of TK__LANES */
 };
 
 /* Geometry of a convolution: y[n][oh][ow][oc] from x[n][ih][iw][ic]. Output pixel (oy, ox), tap
@@ -42,11 +43,32 @@ enum {
 typedef struct tk__conv {
     size_t n, ih, iw, ic, oh, ow, oc, ky, kx, stride;
     ptrdiff_t pad_y, pad_x;
+    size_t winograd; /* 0: computed directly; 2 or 4: by Winograd tiles of this size (net/conv.h) */
 } tk__conv;
 
 typedef struct tk__pool_shape {
     size_t ih, iw, oh, ow, c; /* 3x3, stride 2, padding 1 */
 } tk__pool_shape;
+
+/* A run of Winograd tiles (winograd.h): tiles t0..t0+tiles-1 of the batch in the order image, tile
+ * row, tile column. A tile is m x m outputs of a 3x3 convolution of stride 1. Its (m + 2)^2
+ * transformed values ("points") lie `point` floats apart, consecutive tiles `pitch`. */
+typedef struct tk__wino {
+    tk__conv geo;
+    size_t m;      /* 2 or 4 */
+    size_t th, tw; /* tiles of an image: ceil(oh / m), ceil(ow / m) */
+    size_t t0, tiles;
+} tk__wino;
+
+/* Where output tiles go: columns c0..c0+cols-1 of y, then as tk__gemm. */
+typedef struct tk__wino_out {
+    float *y;
+    size_t c0, cols;
+    bool accumulate;
+    const float *bias;     /* [oc], or NULL */
+    const float *residual; /* laid out as y, or NULL */
+    bool relu;
+} tk__wino_out;
 
 typedef struct tk__kernels {
     const char *name; /* "scalar", "avx2", "avx512" */
@@ -57,6 +79,19 @@ typedef struct tk__kernels {
      * `pitch` floats from row to row. Column (ty * kx + tx) * ic + channel is tap (ty, tx). */
     void (*im2col)(const tk__conv *geo, const float *x, size_t m0, size_t rows, size_t k0,
                    size_t kc, float *out, size_t pitch);
+
+    /* Winograd's transforms. Input: tiles of x, all channels, to v. */
+    void (*wino_input)(const tk__wino *w, const float *x, float *v, size_t pitch, size_t point);
+    /* Tiles of the output's gradient to v, for the weight gradient. */
+    void (*wino_dy)(const tk__wino *w, const float *dy, float *v, size_t pitch, size_t point);
+    /* Products u, whose column 0 is output channel c0, to y. */
+    void (*wino_output)(const tk__wino *w, const float *u, size_t pitch, size_t point,
+                        const tk__wino_out *out);
+    /* taps [9][TK__LANES][TK__LANES], `rows` input channels of each, to u[r * ld + column]. */
+    void (*wino_weights)(size_t m, const float *taps, size_t rows, float *u, size_t ld,
+                         size_t point);
+    /* du, `count` values of each point, to the nine taps of dw, `tap` floats apart. */
+    void (*wino_dw)(size_t m, size_t count, const float *du, size_t point, float *dw, size_t tap);
 
     /* y = relu?(u * scale + shift (+ residual)) */
     void (*bn_apply)(size_t rows, size_t c, const float *u, const float *scale, const float *shift,

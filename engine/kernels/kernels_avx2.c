@@ -7,6 +7,41 @@
 
 enum { MR = 6, NR = 16, VL = 8 };
 
+typedef __m256 vec;
+
+TK__INLINE vec vec_set(float v)
+{
+    return _mm256_set1_ps(v);
+}
+
+TK__INLINE vec vec_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+
+TK__INLINE void vec_store(float *p, vec v)
+{
+    _mm256_storeu_ps(p, v);
+}
+
+TK__INLINE vec vec_fma(vec a, vec b, vec c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+
+TK__INLINE vec vec_fnma(vec a, vec b, vec c)
+{
+    return _mm256_fnmadd_ps(a, b, c);
+}
+
+/* max returns its second operand when one is NaN */
+TK__INLINE vec vec_relu(vec v)
+{
+    return _mm256_max_ps(_mm256_setzero_ps(), v);
+}
+
+#include "kernels/winograd.h"
+
 /* Lanes below n of a vector of 8: all ones. */
 TK__INLINE __m256i lane_mask(size_t n)
 {
@@ -19,8 +54,7 @@ TK__INLINE __m256 finish(const tk__gemm *g, __m256 v, size_t at, size_t col, __m
     if (g->accumulate) v = _mm256_add_ps(v, _mm256_maskload_ps(g->c + at, mask));
     if (g->bias != NULL) v = _mm256_add_ps(v, _mm256_maskload_ps(g->bias + col, mask));
     if (g->residual != NULL) v = _mm256_add_ps(v, _mm256_maskload_ps(g->residual + at, mask));
-    /* max returns its second operand when one is NaN */
-    return g->relu ? _mm256_max_ps(_mm256_setzero_ps(), v) : v;
+    return g->relu ? vec_relu(v) : v;
 }
 
 /* Rows i0 .. i0+mr-1. mr and unit_rows are constants at every call: the loops unroll. */
@@ -92,4 +126,4 @@ static void gemm(const tk__gemm *g)
 }
 
 const tk__kernels tk__kernels_avx2 = {
-    .name = "avx2", .nr = NR, .mr = MR, .gemm = gemm, TK__ELEMENTWISE};
+    .name = "avx2", .nr = NR, .mr = MR, .gemm = gemm, TK__WINOGRAD, TK__ELEMENTWISE};

@@ -10,6 +10,41 @@
 
 enum { MR = 14, NR = 32, VL = 16 };
 
+typedef __m512 vec;
+
+TK__INLINE vec vec_set(float v)
+{
+    return _mm512_set1_ps(v);
+}
+
+TK__INLINE vec vec_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+TK__INLINE void vec_store(float *p, vec v)
+{
+    _mm512_storeu_ps(p, v);
+}
+
+TK__INLINE vec vec_fma(vec a, vec b, vec c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+TK__INLINE vec vec_fnma(vec a, vec b, vec c)
+{
+    return _mm512_fnmadd_ps(a, b, c);
+}
+
+/* max returns its second operand when one is NaN */
+TK__INLINE vec vec_relu(vec v)
+{
+    return _mm512_max_ps(_mm512_setzero_ps(), v);
+}
+
+#include "kernels/winograd.h"
+
 /* Element of A in tile row `i`: five base pointers, three rows apart, and two strides that an
  * address can hold (rs, 2 rs) reach all 14 rows without a multiplication. */
 TK__INLINE __m512 load_a(const float *const p[5], size_t i, size_t rs, bool unit_rows)
@@ -22,8 +57,7 @@ TK__INLINE __m512 finish(const tk__gemm *g, __m512 v, size_t at, size_t col, __m
     if (g->accumulate) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, g->c + at));
     if (g->bias != NULL) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, g->bias + col));
     if (g->residual != NULL) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, g->residual + at));
-    /* max returns its second operand when one is NaN */
-    return g->relu ? _mm512_max_ps(_mm512_setzero_ps(), v) : v;
+    return g->relu ? vec_relu(v) : v;
 }
 
 /* Rows i0 .. i0+mr-1. mr, nv and unit_rows are constants at every call: the loops unroll. */
@@ -125,4 +159,4 @@ static void gemm(const tk__gemm *g)
 }
 
 const tk__kernels tk__kernels_avx512 = {
-    .name = "avx512", .nr = NR, .mr = MR, .gemm = gemm, TK__ELEMENTWISE};
+    .name = "avx512", .nr = NR, .mr = MR, .gemm = gemm, TK__WINOGRAD, TK__ELEMENTWISE};

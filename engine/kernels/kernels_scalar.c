@@ -1,8 +1,43 @@
 /* The scalar kernels: the oracle that the others are tested against, built without fused
  * multiply-add. */
 #include "kernels/elementwise.h"
+#include "kernels/tile.h"
 
-enum { NR = 16 };
+enum { NR = 16, VL = 1 };
+
+typedef float vec;
+
+TK__INLINE vec vec_set(float v)
+{
+    return v;
+}
+
+TK__INLINE vec vec_load(const float *p)
+{
+    return *p;
+}
+
+TK__INLINE void vec_store(float *p, vec v)
+{
+    *p = v;
+}
+
+TK__INLINE vec vec_fma(vec a, vec b, vec c)
+{
+    return a * b + c;
+}
+
+TK__INLINE vec vec_fnma(vec a, vec b, vec c)
+{
+    return c - a * b;
+}
+
+TK__INLINE vec vec_relu(vec v)
+{
+    return relu_or_nan(v);
+}
+
+#include "kernels/winograd.h"
 
 /* One row of one panel; the sum of each element runs over k in rising order. */
 static void gemm_row(const tk__gemm *g, size_t i)
@@ -32,4 +67,4 @@ static void gemm(const tk__gemm *g)
 }
 
 const tk__kernels tk__kernels_scalar = {
-    .name = "scalar", .nr = NR, .mr = 1, .gemm = gemm, TK__ELEMENTWISE};
+    .name = "scalar", .nr = NR, .mr = 1, .gemm = gemm, TK__WINOGRAD, TK__ELEMENTWISE};

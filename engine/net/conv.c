@@ -5,6 +5,8 @@
 #include <assert.h>
 #include <string.h>
 
+#include "net/winograd.h"
+
 enum {
     BLOCK_ROWS = 168, /* patch rows a task holds: a multiple of every register tile's height */
     BLOCK_K = 256,    /* patch columns it holds: panel and tile then fit the first cache */
@@ -30,9 +32,21 @@ static size_t k_block(size_t k)
 
 /* --- packing --- */
 
-size_t tk__pack_size(size_t k, size_t n)
+static size_t pack_size(size_t k, size_t n)
 {
     return k * div_up(n, TK__LANES) * TK__LANES;
+}
+
+size_t tk__conv_pack_size(const tk__conv *geo)
+{
+    if (geo->winograd != 0) return tk__wino_pack_size(geo->winograd, geo->ic, geo->oc);
+    return pack_size(geo->ky * geo->kx * geo->ic, geo->oc);
+}
+
+size_t tk__conv_dx_pack_size(const tk__conv *geo)
+{
+    if (geo->winograd != 0) return tk__wino_pack_size(geo->winograd, geo->oc, geo->ic);
+    return pack_size(geo->ky * geo->kx * geo->oc, geo->ic);
 }
 
 /* Rows k0.. of a [k][n] matrix, packed. Element (p, j) is src[p * rs + j * cs]. */
@@ -95,8 +109,8 @@ static void pack_run(const tk__exec *ex, pack_job *job)
     tk_pool_run(ex->pool, div_up(job->n, ex->kn->nr) * job->taps, pack_task, job);
 }
 
-void tk__pack(const tk__exec *ex, size_t k, size_t n, const float *w, const float *scale,
-              float *packed)
+static void pack_direct(const tk__exec *ex, size_t k, size_t n, const float *w, const float *scale,
+                        float *packed)
 {
     /* pieces of K as `taps`, so that narrow matrices are spread over threads too */
     size_t taps = 1;
@@ -107,6 +121,28 @@ void tk__pack(const tk__exec *ex, size_t k, size_t n, const float *w, const floa
     for (size_t t = 0; t < taps; t++)
         job.tap[t] = w + t * job.rows * n;
     pack_run(ex, &job);
+}
+
+/* Tap t of the weights, turned round by half a turn for the data gradient. */
+static void pack_winograd(const tk__exec *ex, const tk__conv *geo, const float *w,
+                          const float *scale, bool turned, float *packed)
+{
+    const float *tap[9];
+    for (size_t t = 0; t < 9; t++)
+        tap[t] = w + (turned ? 8 - t : t) * geo->ic * geo->oc;
+    if (turned)
+        tk__wino_pack(ex, geo->winograd, geo->oc, geo->ic, tap, 1, geo->oc, scale, packed);
+    else
+        tk__wino_pack(ex, geo->winograd, geo->ic, geo->oc, tap, geo->oc, 1, scale, packed);
+}
+
+void tk__conv_pack(const tk__exec *ex, const tk__conv *geo, const float *w, const float *scale,
+                   float *packed)
+{
+    if (geo->winograd != 0)
+        pack_winograd(ex, geo, w, scale, false, packed);
+    else
+        pack_direct(ex, geo->ky * geo->kx * geo->ic, geo->oc, w, scale, packed);
 }
 
 /* --- forward --- */
@@ -122,8 +158,8 @@ typedef struct conv_state {
 
 size_t tk__conv_block_rows(const tk__conv *geo)
 {
-    const size_t m = geo->n * geo->oh * geo->ow;
-    return min_size(m, BLOCK_ROWS);
+    if (geo->winograd != 0) return tk__wino_block_rows(geo, geo->winograd);
+    return min_size(geo->n * geo->oh * geo->ow, BLOCK_ROWS);
 }
 
 size_t tk__conv_scratch(const tk__conv *geo)
@@ -131,7 +167,9 @@ size_t tk__conv_scratch(const tk__conv *geo)
     /* patches, and the widest output block that is scattered (data gradient: ic columns) */
     const size_t widest = geo->ic > geo->oc ? geo->ic : geo->oc;
     const size_t forward = BLOCK_ROWS * (BLOCK_K + K_PAD + widest), dw = tk__conv_dw_scratch();
-    return forward > dw ? forward : dw;
+    const size_t direct = forward > dw ? forward : dw;
+    const size_t winograd = geo->winograd != 0 ? tk__wino_scratch(geo, geo->winograd) : 0;
+    return direct > winograd ? direct : winograd;
 }
 
 /* Adds or copies a block of rows to their places in the finer output. */
@@ -211,6 +249,10 @@ static void plan_tasks(conv_state *s)
 void tk__conv_run(const tk__exec *ex, const tk__conv_job *job)
 {
     const tk__conv *g = &job->geo;
+    if (g->winograd != 0) {
+        tk__wino_run(ex, job, g->winograd);
+        return;
+    }
     conv_state s = {.ex = ex, .job = job, .m = g->n * g->oh * g->ow, .k = g->ky * g->kx * g->ic};
     s.kc = k_block(s.k);
     plan_tasks(&s);
@@ -282,9 +324,26 @@ static void dx_phase(const tk__exec *ex, const tk__conv *g, const float *w, cons
     tk__conv_run(ex, &job);
 }
 
+/* Stride 1: one convolution of dy, wholly by Winograd. */
+static void dx_winograd(const tk__exec *ex, const tk__conv *g, const float *w, const float *dy,
+                        float *dx, bool accumulate, float *packed)
+{
+    tk__conv_job job = {
+        .geo = *g, .x = dy, .packed = packed, .y = dx, .accumulate = accumulate};
+    job.geo.ih = g->oh, job.geo.iw = g->ow, job.geo.ic = g->oc;
+    job.geo.oh = g->ih, job.geo.ow = g->iw, job.geo.oc = g->ic;
+    job.geo.pad_y = 2 - g->pad_y, job.geo.pad_x = 2 - g->pad_x;
+    pack_winograd(ex, g, w, NULL, true, packed);
+    tk__conv_run(ex, &job);
+}
+
 void tk__conv_dx(const tk__exec *ex, const tk__conv *g, const float *w, const float *dy, float *dx,
                  bool accumulate, float *packed)
 {
+    if (g->winograd != 0) {
+        dx_winograd(ex, g, w, dy, dx, accumulate, packed);
+        return;
+    }
     assert(g->ky == g->kx && g->pad_y == g->pad_x && g->pad_y >= 0 && g->ky * g->kx <= 49);
     /* phases without a tap (1x1 with a stride) leave their pixels alone */
     if (g->stride > g->ky && !accumulate) memset(dx, 0, g->n * g->ih * g->iw * g->ic * sizeof *dx);

@@ -1,7 +1,11 @@
-/* Convolution as a matrix product of patches and weights, NHWC, spread over a pool.
+/* Convolution, NHWC, spread over a pool.
  *
- * Patches are never stored whole: each task copies a block of patch rows (im2col) into its thread's
- * scratch, where it stays in the cache, and multiplies it by packed weights (kernels.h). */
+ * Directly it is a matrix product of patches and weights. Patches are never stored whole: each task
+ * copies a block of patch rows (im2col) into its thread's scratch, where it stays in the cache, and
+ * multiplies it by packed weights (kernels.h). 3x3 convolutions of stride 1 may go by Winograd's
+ * minimal filtering instead (winograd.h), with 2.25 or 4 times fewer multiplications, more traffic,
+ * and a rounding error some 3 or 10 times larger. The geometry says which: packing, forward and
+ * gradients follow its `winograd`. */
 #ifndef NET_CONV_H
 #define NET_CONV_H
 
@@ -34,6 +38,11 @@ typedef struct tk__conv_job {
     void *post_ctx;
 } tk__conv_job;
 
+/* The tile size (0, 2 or 4) that should be fastest for a geometry of which some `images` pass
+ * through at a time. A function of its arguments only: the same network gives the same bits on every
+ * machine with the same kernels, and whatever the batch. */
+size_t tk__conv_choose(const tk__conv *geo, size_t images);
+
 /* Rows per block when `post` is set; blocks = ceil(rows / this). Depends on the geometry only. */
 size_t tk__conv_block_rows(const tk__conv *geo);
 void tk__conv_run(const tk__exec *ex, const tk__conv_job *job);
@@ -42,15 +51,16 @@ size_t tk__conv_dw_scratch(void);
 /* Floats of scratch a thread needs for any job, data or weight gradient of this geometry. */
 size_t tk__conv_scratch(const tk__conv *geo);
 
-/* Floats of a packed [k][n] matrix. */
-size_t tk__pack_size(size_t k, size_t n);
-/* Packs w [k][n], each column times scale[n] unless NULL. */
-void tk__pack(const tk__exec *ex, size_t k, size_t n, const float *w, const float *scale,
-              float *packed);
+/* Floats of the packed weights of forward, and of the data gradient. */
+size_t tk__conv_pack_size(const tk__conv *geo);
+size_t tk__conv_dx_pack_size(const tk__conv *geo);
+/* Packs w [ky][kx][ic][oc], each column times scale[oc] unless NULL. */
+void tk__conv_pack(const tk__exec *ex, const tk__conv *geo, const float *w, const float *scale,
+                   float *packed);
 
 /* dx [n][ih][iw][ic] (+)= the data gradient of the convolution `geo` (square, symmetric padding)
- * for weights w (HWIO) and dy [n][oh][ow][oc]. `packed` is scratch of tk__pack_size(K, ic) floats,
- * where K = ky * kx * oc. */
+ * for weights w (HWIO) and dy [n][oh][ow][oc]. `packed` is scratch of tk__conv_dx_pack_size()
+ * floats. */
 void tk__conv_dx(const tk__exec *ex, const tk__conv *geo, const float *w, const float *dy,
                  float *dx, bool accumulate, float *packed);
 

@@ -4,7 +4,7 @@
  * chunk; with several chunks each has its own partial dW, and these are added in order. */
 #include <string.h>
 
-#include "net/conv.h"
+#include "net/winograd.h"
 
 enum {
     SLICE = 224,        /* rows of dW a task owns, at most */
@@ -117,6 +117,7 @@ static void sum_task(void *ctx, size_t task, size_t thread)
 
 size_t tk__conv_partials(const tk__exec *ex, const tk__conv *geo)
 {
+    if (geo->winograd != 0) return tk__wino_partials(ex, geo, geo->winograd);
     const dw_state s = plan(ex, geo);
     const size_t chunks = chunks_at_most(&s);
     return chunks > 1 ? chunks * s.k * geo->oc : 0;
@@ -125,6 +126,10 @@ size_t tk__conv_partials(const tk__exec *ex, const tk__conv *geo)
 void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const float *x, const float *dy,
                  float *dw, float *partials)
 {
+    if (geo->winograd != 0) {
+        tk__wino_dw(ex, geo, geo->winograd, x, dy, dw, partials);
+        return;
+    }
     dw_state s = plan(ex, geo);
     s.x = x;
     s.dy = dy;

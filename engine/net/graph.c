@@ -9,7 +9,7 @@
 tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n)
 {
     const tk__map *in = &l->map[u->in], *out = &l->map[u->out];
-    return (tk__conv){.n = n,
+    tk__conv geo = {.n = n,
                       .ih = in->h,
                       .iw = in->w,
                       .ic = in->c,
@@ -21,6 +21,8 @@ tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n)
                       .stride = u->stride,
                       .pad_y = (ptrdiff_t)u->pad,
                       .pad_x = (ptrdiff_t)u->pad};
+    geo.winograd = tk__conv_choose(&geo, l->images);
+    return geo;
 }
 
 /* --- creation --- */
@@ -66,8 +68,8 @@ static needs needs_of(const tk_graph *g)
         most.channels = max_size(most.channels, geo.oc);
         most.sums = max_size(most.sums, (rows + block - 1) / block * 2 * geo.oc);
         most.sums = max_size(most.sums, tk__bn_sums(rows, geo.oc, geo.n));
-        most.packed = max_size(most.packed, tk__pack_size(k * geo.ic, geo.oc));
-        most.packed = max_size(most.packed, tk__pack_size(k * geo.oc, geo.ic));
+        most.packed = max_size(most.packed, tk__conv_pack_size(&geo));
+        most.packed = max_size(most.packed, tk__conv_dx_pack_size(&geo));
         /* one image's weight gradient, or the chunks' of any batch */
         most.partials = max_size(most.partials, k * geo.ic * geo.oc);
         most.partials = max_size(most.partials, tk__conv_partials(&g->ex, &geo));
@@ -115,7 +117,7 @@ tk_err tk_graph_create(tk_graph **out, tk_arch arch, unsigned px, size_t max_bat
     g->arch = arch;
     g->max_batch = max_batch;
     g->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool};
-    tk__layout_init(&g->layout, arch, px);
+    tk__layout_init(&g->layout, arch, px, max_batch);
     carver count = {0};
     if (lay_out(g, &count)) g->block = tk_aligned_calloc(count.used, sizeof *g->block);
     if (g->block == NULL) {
@@ -199,7 +201,7 @@ static void forward_unit(tk_graph *g, tk_params *params, size_t i)
         use_running(params, u, c, g->mean[i], g->invstd[i]);
         tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], scale, shift);
     }
-    tk__pack(&g->ex, geo.ky * geo.kx * geo.ic, c, tk__param_at(params, u->conv), NULL, g->packed);
+    tk__conv_pack(&g->ex, &geo, tk__param_at(params, u->conv), NULL, g->packed);
     tk__conv_run(&g->ex, &(tk__conv_job){.geo = geo,
                                          .x = g->act[u->in],
                                          .packed = g->packed,

@@ -66,12 +66,13 @@ static int add_block(tk__layout *l, const tk__block *b, size_t at, size_t total,
     return u->out;
 }
 
-void tk__layout_init(tk__layout *l, tk_arch arch, size_t px)
+void tk__layout_init(tk__layout *l, tk_arch arch, size_t px, size_t images)
 {
     const tk__arch_desc *desc = tk__arch_describe(arch);
     const size_t total = count_units(arch);
     const bool imagenet = desc->stem == TK__STEM_IMAGENET;
     memset(l, 0, sizeof *l);
+    l->images = images;
     int x = add_map(l, px, px, 3);
     tk__unit *stem = add_unit(l, 0, total, x, desc->width[0], imagenet ? 7 : 3, imagenet ? 2 : 1);
     x = stem->out;

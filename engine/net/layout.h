@@ -23,11 +23,12 @@ typedef struct tk__unit {
  * what average pooling reads. */
 typedef struct tk__layout {
     size_t units, maps;
+    size_t images; /* that are thought to pass at a time, for the choice of kernels */
     tk__unit unit[TK__MAX_UNITS];
     tk__map map[TK__MAX_MAPS];
 } tk__layout;
 
-void tk__layout_init(tk__layout *l, tk_arch arch, size_t px);
+void tk__layout_init(tk__layout *l, tk_arch arch, size_t px, size_t images);
 /* Floats of one image's map. */
 size_t tk__map_floats(const tk__map *map);
 

@@ -10,8 +10,9 @@
 #include "net/graph_internal.h"
 
 enum {
-    SLOTS = 4
-}; /* maps alive at once: a block's input, shortcut, branch, and the one being made */
+    SLOTS = 4,       /* maps alive at once: a block's input, shortcut, branch, and the one being made */
+    PLAN_IMAGES = 4, /* kernels are chosen for small batches, the same whatever the batch */
+};
 
 struct tk_plan {
     tk__layout layout;
@@ -67,7 +68,7 @@ static size_t lay_out(tk_plan *p, float *base)
     for (size_t i = 0; i < l->units; i++) {
         const tk__conv geo = tk__unit_geo(l, &l->unit[i], p->max_batch);
         p->packed[i] = base != NULL ? base + used : NULL;
-        used += tk__pack_size(geo.ky * geo.kx * geo.ic, geo.oc);
+        used += tk__conv_pack_size(&geo);
         p->bias[i] = base != NULL ? base + used : NULL;
         used += (geo.oc + 15) / 16 * 16;
         if (scratch < tk__conv_scratch(&geo)) scratch = tk__conv_scratch(&geo);
@@ -95,8 +96,7 @@ static void fold(tk_plan *p, const tk_params *params, size_t i)
         scale[j] = gamma[j] / sqrtf(var[j] + TK__BN_EPS);
         p->bias[i][j] = beta[j] - mean[j] * scale[j];
     }
-    tk__pack(&p->ex, geo.ky * geo.kx * geo.ic, geo.oc, tk__param_at(params, u->conv), scale,
-             p->packed[i]);
+    tk__conv_pack(&p->ex, &geo, tk__param_at(params, u->conv), scale, p->packed[i]);
 }
 
 tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
@@ -111,7 +111,7 @@ tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_
     if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
     p->max_batch = max_batch;
     p->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool};
-    tk__layout_init(&p->layout, params->arch, px);
+    tk__layout_init(&p->layout, params->arch, px, PLAN_IMAGES);
     p->floats = lay_out(p, NULL);
     p->block = tk_aligned_calloc(p->floats, sizeof *p->block);
     if (p->block == NULL) {
