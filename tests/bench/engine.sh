@@ -1,40 +1,52 @@
 #!/bin/sh
 # Compares the engine's speed with ONNX Runtime (inference) and PyTorch (training). One command:
 #
-#     tests/bench/engine.sh [--quick] [--build FOLDER] [--no-install] [engine.py's options]
+#     tests/bench/engine.sh                              everything: times, ratios, targets (20 minutes)
+#     tests/bench/engine.sh --quick --only resnet18      a glance
+#     tests/bench/engine.sh --memory                     peak memory of training steps
+#     tests/bench/engine.sh --layers --only 'train resnet18 64 64 2'    where the time goes
 #
-#   --quick        2 rounds of half a second instead of 7 of two
 #   --build FOLDER build and keep the peers here (default: build, below the source)
 #   --no-install   take the peers that are there and install none
-#   others         see: tests/bench/engine.py --help   (--only infer, --threads 4, --csv FILE, ...)
+#   --record       keep the numbers in tests/bench/results (default: FOLDER/bench)
+#   others         are engine.py's; they and the table are explained below
 #
 # Peers: Debian's python3-torch, python3-torchvision and python3-onnx (installed by apt-get when this
 # runs as root), and the npm package onnxruntime-node, unpacked into FOLDER/peers. Without a network
-# the missing ones show as "not installed". Results also go to FOLDER/engine-bench.csv.
+# the missing ones show as "not installed".
 set -eu
 
 ORT_VERSION=1.30.0
-MODELS="resnet18-224-1 resnet18-224-8 resnet50-224-1 resnet50-224-8"
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 build=$root/build
 install=yes
-speed=
-while [ $# -gt 0 ]; do
-    case $1 in
-    --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; exit ;;
-    --quick) speed="--rounds 2 --seconds 0.5" ;;
-    --build) build=$2; shift ;;
-    --no-install) install=no ;;
-    *) break ;;
-    esac
+record=no
+value_of=
+for arg; do # everything that is not ours goes to the end, for engine.py
     shift
+    if [ "$value_of" = build ]; then
+        build=$arg value_of=
+        continue
+    fi
+    case $arg in
+    --help | -h)
+        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"
+        exec python3 "$here/engine.py" --help
+        ;;
+    --build) value_of=build ;;
+    --no-install) install=no ;;
+    --record) record=yes ;;
+    *) set -- "$@" "$arg" ;;
+    esac
 done
 peers=$build/peers
+results=$build/bench
+[ $record = no ] || results=$here/results
 
 cmake -S "$root" -B "$build" >/dev/null
-cmake --build "$build" --target engine_bench
+cmake --build "$build" --target engine_bench engine_layers
 
 mkdir -p "$peers/onnx"
 if [ $install = yes ]; then
@@ -50,10 +62,12 @@ if [ $install = yes ]; then
     fi
 fi
 
-set -- --engine "$build/bin/engine_bench" --csv "$build/engine-bench.csv" $speed "$@"
+models=$(python3 "$here/engine.py" --models "$@")
+set -- --engine "$build/bin" --csv "$results" "$@"
 if /usr/bin/python3 -c 'import torch, torchvision' 2>/dev/null; then
     set -- --torch /usr/bin/python3 "$@"
-    /usr/bin/python3 "$here/export_onnx.py" "$peers/onnx" $MODELS ||
+    # shellcheck disable=SC2086 # a list of words
+    [ -z "$models" ] || /usr/bin/python3 "$here/export_onnx.py" "$peers/onnx" $models ||
         echo "engine.sh: no ONNX models" >&2
 fi
 [ ! -d "$peers/node_modules/onnxruntime-node" ] || set -- --ort "$peers" "$@"

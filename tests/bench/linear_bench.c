@@ -5,16 +5,14 @@
  * (0.3.21) hands one work buffer to concurrent callers, and so gives wrong products when several threads of one
  * process call it. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <cblas.h>
 
+#include "bench.h"
 #include "engine/isa.h"
 #include "engine/linear.h"
 #include "engine/mem.h"
-#include "engine/rng.h"
 
 typedef struct shape {
     size_t n, f, c;
@@ -24,13 +22,6 @@ static const shape shapes[] = {
     {1, 64, 10},   {1, 512, 10},   {1, 512, 100},   {1, 2048, 1000},
     {8, 512, 100}, {8, 2048, 1000}, {64, 64, 20},   {128, 512, 200}, {128, 2048, 1000},
 };
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 typedef void product(const shape *s, const float *x, const float *w, const float *b, float *y);
 
@@ -54,29 +45,17 @@ static void openblas(const shape *s, const float *x, const float *w, const float
 static double time_of(product *run, const shape *s, const float *x, const float *w, const float *b, float *y)
 {
     const size_t times = 1 + 20000000 / (s->n * s->f * s->c);
-    const double start = now();
+    const double start = bench_now_ms();
     for (size_t i = 0; i < times; i++)
         run(s, x, w, b, y);
-    return (now() - start) / (double)times;
-}
-
-static float *numbers(size_t n, uint64_t stream)
-{
-    float *p = tk_aligned_calloc(n, sizeof *p);
-    if (p == NULL) {
-        fputs("linear_bench: out of memory\n", stderr);
-        exit(1);
-    }
-    for (size_t i = 0; i < n; i++)
-        p[i] = tk_rng_normal(1, stream, i);
-    return p;
+    return (bench_now_ms() - start) / 1e3 / (double)times;
 }
 
 static void measure(const shape *s)
 {
     enum { ROUNDS = 15 };
-    float *x = numbers(s->n * s->f, 1), *w = numbers(s->c * s->f, 2), *b = numbers(s->c, 3);
-    float *y = numbers(s->n * s->c, 4);
+    float *x = bench_normals(s->n * s->f, 1), *w = bench_normals(s->c * s->f, 2), *b = bench_normals(s->c, 3);
+    float *y = bench_normals(s->n * s->c, 4);
     double best[2] = {1e9, 1e9};
     for (int round = 0; round < ROUNDS; round++) {
         const double a = time_of(ours, s, x, w, b, y), o = time_of(openblas, s, x, w, b, y);

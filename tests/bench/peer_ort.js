@@ -1,5 +1,5 @@
-// The ONNX Runtime side of the engine benchmark: the same line protocol as peer_torch.py.
-// Models are <folder>/<arch>-<px>-<batch>.onnx, made by export_onnx.py; training is "none".
+// The ONNX Runtime side of the engine benchmark: the same line protocol as peer_torch.py, inference in
+// fp32 only. Models are <folder>/<arch>-<px>-<batch>.onnx, made by export_onnx.py.
 //     node peer_ort.js FOLDER
 'use strict';
 const readline = require('readline');
@@ -7,10 +7,9 @@ const path = require('path');
 const ort = require('onnxruntime-node');
 
 const folder = process.argv[2];
-const threads = Number(process.env.BENCH_THREADS || 2);
 const cases = new Map();
 
-async function makeCase(arch, px, batch) {
+async function makeCase(arch, px, batch, threads) {
   const session = await ort.InferenceSession.create(path.join(folder, `${arch}-${px}-${batch}.onnx`), {
     executionProviders: ['cpu'],
     graphOptimizationLevel: 'all',
@@ -38,12 +37,13 @@ async function measure(call, seconds) {
 }
 
 async function answer(line) {
-  const [kind, arch, px, batch, seconds] = line.trim().split(/\s+/);
-  if (kind === 'version') return `ok ${ort.env.versions.node || ort.env.versions.common}`;
-  if (kind !== 'infer') return 'none';
-  const key = `${arch}-${px}-${batch}`;
+  if (line === 'version') return `ok ${ort.env.versions.node || ort.env.versions.common}`;
+  const [kind, arch, px, batch, threads, precision, seconds] = line.trim().split(/\s+/);
+  if (kind !== 'infer') return 'error: inference only';
+  if (precision !== 'fp32') return 'error: measured in fp32 only';
+  const key = `${arch}-${px}-${batch}-${threads}`;
   if (!cases.has(key)) {
-    cases.set(key, await makeCase(arch, Number(px), Number(batch)));
+    cases.set(key, await makeCase(arch, Number(px), Number(batch), Number(threads)));
     await measure(cases.get(key), 0.5);
   }
   const [ms, calls] = await measure(cases.get(key), Number(seconds));
@@ -55,7 +55,7 @@ async function answer(line) {
     try {
       console.log(await answer(line));
     } catch (e) {
-      console.log(`error ${String(e.message).split('\n')[0]}`);
+      console.log(`error: ${String(e.message).split('\n')[0]}`);
     }
   }
 })();
