@@ -7,6 +7,10 @@
 
 enum { TK__MAX_UNITS = 64, TK__MAX_MAPS = 66, TK__NO_MAP = -1, TK__INPUT_MAP = 0 };
 
+/* The inference plan's layout.images: kernels are chosen for small batches, the same whatever the
+ * batch, so that an answer does not depend on it. */
+enum { TK__PLAN_IMAGES = 4 };
+
 typedef struct tk__map {
     size_t h, w, c; /* of one image, NHWC */
 } tk__map;

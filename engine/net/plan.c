@@ -11,7 +11,6 @@
 
 enum {
     SLOTS = 4,       /* maps alive at once within a segment: a block's input, shortcut, branch, next */
-    PLAN_IMAGES = 4, /* kernels are chosen for small batches, the same whatever the batch */
     MAX_SEGMENTS = 16,
     GROUP_FLOATS = 3 << 19, /* what a unit of a segment reads and writes: a part of the last cache */
 };
@@ -185,7 +184,7 @@ tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_
     if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
     p->max_batch = max_batch;
     p->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool};
-    tk__layout_init(&p->layout, params->arch, px, PLAN_IMAGES);
+    tk__layout_init(&p->layout, params->arch, px, TK__PLAN_IMAGES);
     plan_segments(p);
     p->floats = lay_out(p, NULL);
     p->block = tk_aligned_calloc(p->floats, sizeof *p->block);

@@ -318,7 +318,8 @@ def print_layers(case, rows, peak):
     sums = {pass_: (0, 0, 0) for pass_ in ["forward", "dx", "dw", "all"]}
     for r in rows:
         units, numbers = int(r["units"]), [float(r[n]) for n in ("ms", "gflop", "gbyte")]
-        shape = f"{r['px']} px {r['ic']}->{r['oc']} {r['k']}x{r['k']}/{r['stride']}"
+        method = f" F({r['winograd']}x{r['winograd']})" if r["winograd"] != "0" else ""
+        shape = f"{r['px']} px {r['ic']}->{r['oc']} {r['k']}x{r['k']}/{r['stride']}{method}"
         print(f"{units:5}  {shape:27}{r['pass']:8}{numbers[0]:>9.3f}{units * numbers[0]:>10.3f}"
               + roof_cells(*numbers, peak))
         for name in (r["pass"], "all"):

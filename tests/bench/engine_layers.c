@@ -46,17 +46,16 @@ static size_t size_y(const tk__conv *g)
 static void prepare(layer *l, tk_pool *pool)
 {
     const tk__conv *g = &l->geo;
-    const size_t taps = g->ky * g->kx;
     l->x = bench_normals(size_x(g), 1);
     l->w = bench_normals(size_w(g), 2);
     l->y = bench_normals(size_y(g), 3);
     l->bias = bench_normals(g->oc, 4);
     l->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool, .scratch_each = tk__conv_scratch(g)};
     l->ex.scratch = bench_floats(l->ex.scratch_each * tk_pool_threads(pool));
-    l->packed = bench_floats(tk__pack_size(taps * g->ic, g->oc));
-    l->packed_dx = bench_floats(tk__pack_size(taps * g->oc, g->ic));
+    l->packed = bench_floats(tk__conv_pack_size(g));
+    l->packed_dx = bench_floats(tk__conv_dx_pack_size(g));
     l->partials = bench_floats(tk__conv_partials(&l->ex, g));
-    tk__pack(&l->ex, taps * g->ic, g->oc, l->w, NULL, l->packed);
+    tk__conv_pack(&l->ex, g, l->w, NULL, l->packed);
 }
 
 /* As the inference plan runs it, but for the residual. */
@@ -114,17 +113,18 @@ static void measure(layer *l, const char *pass, bench_fn *run, bool all_of_x, do
     const double ms = bench_median_ms(run, l, seconds, NULL);
     /* of the direct method, which multiplies padding too */
     const double flops = 2.0 * (double)size_y(g) * (double)(g->ky * g->kx * g->ic);
-    printf("%zu,%zu,%zu,%zu,%zu,%zu,%s,%.5f,%.6g,%.6g\n", l->units, g->ih, g->ic, g->oc, g->ky,
-           g->stride, pass, ms, flops / 1e9, compulsory_bytes(g, all_of_x) / 1e9);
+    printf("%zu,%zu,%zu,%zu,%zu,%zu,%zu,%s,%.5f,%.6g,%.6g\n", l->units, g->ih, g->ic, g->oc,
+           g->ky, g->stride, g->winograd, pass, ms, flops / 1e9, compulsory_bytes(g, all_of_x) / 1e9);
     fflush(stdout);
 }
 
 /* The distinct geometries of a network, in order of appearance; returns their number. */
-static size_t list_layers(tk_arch arch, size_t px, size_t batch, layer layers[TK__MAX_UNITS])
+static size_t list_layers(tk_arch arch, size_t px, size_t batch, size_t images,
+                          layer layers[TK__MAX_UNITS])
 {
     tk__layout layout;
     size_t n = 0;
-    tk__layout_init(&layout, arch, px);
+    tk__layout_init(&layout, arch, px, images);
     for (size_t i = 0; i < layout.units; i++) {
         const tk__conv geo = tk__unit_geo(&layout, &layout.unit[i], batch);
         size_t at = 0;
@@ -154,8 +154,8 @@ int main(int argc, char **argv)
     if (tk_arch_check_px(arch, px, &diag) != TK_OK) bench_die(diag.text);
     if (tk_pool_create(&pool, threads) != TK_OK) bench_die("no thread pool");
 
-    printf("units,px,ic,oc,k,stride,pass,ms,gflop,gbyte\n");
-    const size_t n = list_layers(arch, px, batch, layers);
+    printf("units,px,ic,oc,k,stride,winograd,pass,ms,gflop,gbyte\n");
+    const size_t n = list_layers(arch, px, batch, train ? batch : TK__PLAN_IMAGES, layers);
     for (size_t i = 0; i < n; i++) {
         layer *l = &layers[i];
         prepare(l, pool);
