@@ -9,138 +9,11 @@
 #include "kernels/im2col.h"
 #include "kernels/kernels.h"
 
-static inline float relu_or_nan(float v)
-{
-    return v < 0.0f ? 0.0f : v;
-}
-
-static void bn_apply(size_t rows, size_t c, const float *u, const float *restrict scale,
-                     const float *restrict shift, const float *residual, bool relu,
-                     float *restrict y)
-{
-    for (size_t r = 0; r < rows; r++, u += c, y += c) {
-        if (residual != NULL) {
-            const float *res = residual + r * c;
-            if (relu)
-                for (size_t j = 0; j < c; j++)
-                    y[j] = relu_or_nan(u[j] * scale[j] + shift[j] + res[j]);
-            else
-                for (size_t j = 0; j < c; j++)
-                    y[j] = u[j] * scale[j] + shift[j] + res[j];
-        } else if (relu) {
-            for (size_t j = 0; j < c; j++)
-                y[j] = relu_or_nan(u[j] * scale[j] + shift[j]);
-        } else {
-            for (size_t j = 0; j < c; j++)
-                y[j] = u[j] * scale[j] + shift[j];
-        }
-    }
-}
-
-static void moments(size_t rows, size_t c, const float *u, float *restrict mean, float *restrict m2)
-{
-    memset(mean, 0, c * sizeof *mean);
-    memset(m2, 0, c * sizeof *m2);
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < c; j++)
-            mean[j] += u[r * c + j];
-    const float inv = 1.0f / (float)rows;
-    for (size_t j = 0; j < c; j++)
-        mean[j] *= inv;
-    for (size_t r = 0; r < rows; r++)
-        for (size_t j = 0; j < c; j++) {
-            const float d = u[r * c + j] - mean[j];
-            m2[j] += d * d;
-        }
-}
-
-/* The ReLU mask of one row into `out`: PyTorch's threshold_backward, so a NaN activation passes. */
-static inline void mask_row(size_t c, const float *dy, const float *act, float *out)
-{
-    for (size_t j = 0; j < c; j++)
-        out[j] = act[j] <= 0.0f ? 0.0f : dy[j];
-}
-
-static void bn_reduce(size_t rows, size_t c, const float *dy, const float *act, const float *u,
-                      const float *restrict mean, float *g_out, float *restrict sum_g,
-                      float *restrict sum_gu)
-{
-    for (size_t r = 0; r < rows; r++, dy += c, u += c) {
-        const float *g = dy;
-        if (act != NULL && g_out != NULL) {
-            mask_row(c, dy, act + r * c, g_out + r * c);
-            g = g_out + r * c;
-        } else if (act != NULL) {
-            const float *a = act + r * c;
-            for (size_t j = 0; j < c; j++) {
-                const float v = a[j] <= 0.0f ? 0.0f : dy[j];
-                sum_g[j] += v;
-                sum_gu[j] += v * (u[j] - mean[j]);
-            }
-            continue;
-        } else if (g_out != NULL && g_out != dy - r * c) {
-            memcpy(g_out + r * c, dy, c * sizeof *dy);
-        }
-        for (size_t j = 0; j < c; j++) {
-            sum_g[j] += g[j];
-            sum_gu[j] += g[j] * (u[j] - mean[j]);
-        }
-    }
-}
-
-static void bn_dx(size_t rows, size_t c, const float *dy, const float *act, const float *u,
-                  const float *restrict ka, const float *restrict kb, const float *restrict kc,
-                  float *du)
-{
-    for (size_t r = 0; r < rows; r++, dy += c, u += c, du += c) {
-        if (act != NULL) {
-            const float *a = act + r * c;
-            for (size_t j = 0; j < c; j++)
-                du[j] = (a[j] <= 0.0f ? 0.0f : dy[j]) * ka[j] + u[j] * kb[j] + kc[j];
-        } else {
-            for (size_t j = 0; j < c; j++)
-                du[j] = dy[j] * ka[j] + u[j] * kb[j] + kc[j];
-        }
-    }
-}
-
-static void bn_frozen(size_t rows, size_t c, const float *dy, const float *act, const float *u,
-                      const float *restrict mean, const float *restrict ka, float *g_out, float *du,
-                      float *restrict sum_g, float *restrict sum_gu)
-{
-    for (size_t r = 0; r < rows; r++, dy += c, u += c, du += c) {
-        if (act != NULL && g_out == NULL) {
-            const float *a = act + r * c;
-            for (size_t j = 0; j < c; j++) {
-                const float v = a[j] <= 0.0f ? 0.0f : dy[j];
-                sum_g[j] += v;
-                sum_gu[j] += v * (u[j] - mean[j]);
-                du[j] = v * ka[j];
-            }
-            continue;
-        }
-        const float *g = dy;
-        if (g_out != NULL) {
-            float *out = g_out + r * c;
-            if (act != NULL)
-                mask_row(c, dy, act + r * c, out);
-            else if (out != dy)
-                memcpy(out, dy, c * sizeof *dy);
-            g = out;
-        }
-        for (size_t j = 0; j < c; j++) {
-            const float v = g[j];
-            sum_g[j] += v;
-            sum_gu[j] += v * (u[j] - mean[j]);
-            du[j] = v * ka[j];
-        }
-    }
-}
-
 /* One output pixel: the maximum over the taps that lie inside the image. */
-static void max_pool_pixel(const tk__pool_shape *s, const float *x, size_t oy, size_t ox,
+static void max_pool_pixel(const tk__pool_shape *s, const tk__input *in, size_t oy, size_t ox,
                            float *restrict y, int32_t *restrict arg)
 {
+    float normalised[TK__MAX_C];
     bool first = true;
     for (size_t ky = 0; ky < 3; ky++) {
         const size_t iy = 2 * oy + ky; /* one more than the row, for the padding */
@@ -148,7 +21,12 @@ static void max_pool_pixel(const tk__pool_shape *s, const float *x, size_t oy, s
         for (size_t kx = 0; kx < 3; kx++) {
             const size_t ix = 2 * ox + kx;
             if (ix < 1 || ix > s->iw) continue;
-            const float *v = x + ((iy - 1) * s->iw + ix - 1) * s->c;
+            const float *v = in->x + ((iy - 1) * s->iw + ix - 1) * s->c;
+            if (in->scale != NULL) {
+                memcpy(normalised, v, s->c * sizeof *v);
+                activate(in, s->c, 0, s->c, normalised);
+                v = normalised;
+            }
             const int32_t tap = (int32_t)(ky * 3 + kx);
             if (first) {
                 memcpy(y, v, s->c * sizeof *y);
@@ -170,13 +48,13 @@ static void max_pool_pixel(const tk__pool_shape *s, const float *x, size_t oy, s
     }
 }
 
-static void max_pool(const tk__pool_shape *s, size_t y0, size_t y1, const float *x, float *y,
+static void max_pool(const tk__pool_shape *s, size_t y0, size_t y1, const tk__input *in, float *y,
                      int32_t *argmax)
 {
     for (size_t oy = y0; oy < y1; oy++)
         for (size_t ox = 0; ox < s->ow; ox++) {
             const size_t at = (oy * s->ow + ox) * s->c;
-            max_pool_pixel(s, x, oy, ox, y + at, argmax != NULL ? argmax + at : NULL);
+            max_pool_pixel(s, in, oy, ox, y + at, argmax != NULL ? argmax + at : NULL);
         }
 }
 
@@ -281,11 +159,9 @@ static void sgd(size_t n, float *restrict w, float *restrict g, float *restrict 
     }
 }
 
-/* The members that every table shares; the matrix product comes before them. */
 #define TK__ELEMENTWISE                                                                            \
-    .im2col = im2col, .bn_apply = bn_apply, .moments = moments, .bn_reduce = bn_reduce,            \
-    .bn_dx = bn_dx, .bn_frozen = bn_frozen, .max_pool = max_pool, .max_pool_dx = max_pool_dx,      \
-    .avg_pool = avg_pool, .avg_pool_dx = avg_pool_dx, .add = add, .add_squares = add_squares,      \
-    .scale = scale, .sum_squares = sum_squares, .matvec = matvec, .sgd = sgd
+    .im2col = im2col, .max_pool = max_pool, .max_pool_dx = max_pool_dx, .avg_pool = avg_pool,      \
+    .avg_pool_dx = avg_pool_dx, .add = add, .add_squares = add_squares, .scale = scale,            \
+    .sum_squares = sum_squares, .matvec = matvec, .sgd = sgd
 
 #endif

@@ -40,24 +40,44 @@ static inline ptrdiff_t clamp(ptrdiff_t v, ptrdiff_t lo, ptrdiff_t hi)
     return v < lo ? lo : v > hi ? hi : v;
 }
 
+static inline float relu_or_nan(float v)
+{
+    return v < 0.0f ? 0.0f : v;
+}
+
+/* Batch norm and ReLU, in place, of n values of pixels with c channels, from channel e mod c on. */
+static inline void activate(const tk__input *in, size_t c, size_t e, size_t n, float *v)
+{
+    for (size_t i = 0; i < n;) {
+        const size_t ch = (e + i) % c, take = c - ch < n - i ? c - ch : n - i;
+        const float *restrict s = in->scale + ch, *restrict t = in->shift + ch;
+        float *restrict to = v + i;
+        for (size_t j = 0; j < take; j++)
+            to[j] = relu_or_nan(to[j] * s[j] + t[j]);
+        i += take;
+    }
+}
+
 /* Elements e0..e1-1 of the run of taps that starts at input column ix of the pixel row `line`. */
-static void copy_run(const tk__conv *g, const float *line, ptrdiff_t ix, size_t e0, size_t e1,
-                     float *out)
+static void copy_run(const tk__conv *g, const tk__input *in, const float *line, ptrdiff_t ix,
+                     size_t e0, size_t e1, float *out)
 {
     const ptrdiff_t ic = (ptrdiff_t)g->ic, a = (ptrdiff_t)e0, b = (ptrdiff_t)e1;
     const ptrdiff_t lo = clamp(-ix * ic, a, b), hi = clamp(((ptrdiff_t)g->iw - ix) * ic, lo, b);
     zero(out, (size_t)(lo - a));
     copy(out + (lo - a), line + (ix * ic + lo), (size_t)(hi - lo));
+    if (in->scale != NULL) activate(in, g->ic, (size_t)lo, (size_t)(hi - lo), out + (lo - a));
     zero(out + (hi - a), (size_t)(b - hi));
 }
 
 /* Columns k0..k0+kc-1 of the patch whose first tap is input pixel (iy0, ix), which may lie outside.
  */
-static inline void copy_taps(const tk__conv *g, const float *image, ptrdiff_t ix, ptrdiff_t iy0,
-                             size_t k0, size_t kc, float *out)
+static inline void copy_taps(const tk__conv *g, const tk__input *in, const float *image,
+                             ptrdiff_t ix, ptrdiff_t iy0, size_t k0, size_t kc, float *out)
 {
     const size_t run = g->kx * g->ic, line = g->iw * g->ic;
-    const bool inside = ix >= 0 && ix + (ptrdiff_t)g->kx <= (ptrdiff_t)g->iw;
+    const bool inside =
+        in->scale == NULL && ix >= 0 && ix + (ptrdiff_t)g->kx <= (ptrdiff_t)g->iw;
     for (size_t ty = k0 / run; ty * run < k0 + kc; ty++) {
         const size_t e0 = ty * run < k0 ? k0 - ty * run : 0;
         const size_t e1 = (ty + 1) * run <= k0 + kc ? run : k0 + kc - ty * run;
@@ -68,7 +88,7 @@ static inline void copy_taps(const tk__conv *g, const float *image, ptrdiff_t ix
         else if (inside)
             copy(dst, image + (size_t)iy * line + (size_t)ix * g->ic + e0, e1 - e0);
         else
-            copy_run(g, image + (size_t)iy * line, ix, e0, e1, dst);
+            copy_run(g, in, image + (size_t)iy * line, ix, e0, e1, dst);
     }
 }
 
@@ -81,21 +101,21 @@ static inline void copy_patch(const tk__conv *g, const float *src, float *out)
             memcpy(out, src + e, 16 * sizeof *out);
 }
 
-static void im2col(const tk__conv *g, const float *x, size_t m0, size_t rows, size_t k0, size_t kc,
-                   float *out, size_t pitch)
+static void im2col(const tk__conv *g, const tk__input *in, size_t m0, size_t rows, size_t k0,
+                   size_t kc, float *out, size_t pitch)
 {
     const size_t run = g->kx * g->ic, line = g->iw * g->ic, pixels = g->oh * g->ow;
-    const bool whole = kc == g->ky * run && run % 16 == 0;
+    const bool whole = kc == g->ky * run && run % 16 == 0 && in->scale == NULL;
     size_t img = m0 / pixels, oy = m0 % pixels / g->ow, ox = m0 % g->ow;
     for (size_t r = 0; r < rows; r++, out += pitch) {
-        const float *image = x + img * g->ih * line;
+        const float *image = in->x + img * g->ih * line;
         const ptrdiff_t ix = (ptrdiff_t)(ox * g->stride) - g->pad_x;
         const bool inside = ix >= 0 && ix + (ptrdiff_t)g->kx <= (ptrdiff_t)g->iw;
         const ptrdiff_t iy0 = (ptrdiff_t)(oy * g->stride) - g->pad_y;
         if (whole && inside && iy0 >= 0 && iy0 + (ptrdiff_t)g->ky <= (ptrdiff_t)g->ih)
             copy_patch(g, image + (size_t)iy0 * line + (size_t)ix * g->ic, out);
         else
-            copy_taps(g, image, ix, iy0, k0, kc, out);
+            copy_taps(g, in, image, ix, iy0, k0, kc, out);
         if (++ox == g->ow) {
             ox = 0;
             if (++oy == g->oh) {

@@ -8,8 +8,9 @@
  * multiply-adds over k in rising order, whatever tile it falls into: a result never depends on its
  * neighbours.
  *
- * The other kernels run over `rows` x `c` arrays, channels last. They are plain loops over channels
- * (elementwise.h), compiled once per instruction set. NaN goes through all of them. */
+ * The other kernels run over `rows` x `c` arrays, channels last. They are written once and compiled
+ * for each instruction set: batch norm (norm.h) and Winograd's transforms (winograd.h) in terms of
+ * its vector, the rest (elementwise.h, im2col.h) as plain loops. NaN goes through all of them. */
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
 
@@ -35,7 +36,7 @@ typedef struct tk__gemm {
 enum {
     TK__LANES = 16,  /* panels are padded to this many columns */
     TK__NR_MAX = 64, /* the widest panel of any instruction set */
-    TK__WINO_MAX_C = 2048, /* channels that Winograd's transforms take; multiples of TK__LANES */
+    TK__MAX_C = 2048, /* channels that a normalised input or a Winograd transform may have */
 };
 
 /* Geometry of a convolution: y[n][oh][ow][oc] from x[n][ih][iw][ic]. Output pixel (oy, ox), tap
@@ -49,6 +50,19 @@ typedef struct tk__conv {
 typedef struct tk__pool_shape {
     size_t ih, iw, oh, ow, c; /* 3x3, stride 2, padding 1 */
 } tk__pool_shape;
+
+/* What a kernel reads: x itself, or with `scale` and `shift` [channels] relu(x * scale + shift), so
+ * that batch norm and ReLU need no map of their own. Then channels are a multiple of TK__LANES.
+ * Padding is zero either way. */
+typedef struct tk__input {
+    const float *x, *scale, *shift;
+} tk__input;
+
+/* Where a ReLU let nothing through: act <= 0, or, without `act`, u * scale + shift <= 0 for the u at
+ * hand, or nowhere (all NULL). A NaN lets through, as in PyTorch. */
+typedef struct tk__mask {
+    const float *act, *scale, *shift;
+} tk__mask;
 
 /* A run of Winograd tiles (winograd.h): tiles t0..t0+tiles-1 of the batch in the order image, tile
  * row, tile column. A tile is m x m outputs of a 3x3 convolution of stride 1. Its (m + 2)^2
@@ -77,11 +91,11 @@ typedef struct tk__kernels {
     void (*gemm)(const tk__gemm *g);
     /* Columns k0..k0+kc-1 of the patch rows (output pixels of the batch) m0..m0+rows-1 into out,
      * `pitch` floats from row to row. Column (ty * kx + tx) * ic + channel is tap (ty, tx). */
-    void (*im2col)(const tk__conv *geo, const float *x, size_t m0, size_t rows, size_t k0,
+    void (*im2col)(const tk__conv *geo, const tk__input *in, size_t m0, size_t rows, size_t k0,
                    size_t kc, float *out, size_t pitch);
 
-    /* Winograd's transforms. Input: tiles of x, all channels, to v. */
-    void (*wino_input)(const tk__wino *w, const float *x, float *v, size_t pitch, size_t point);
+    /* Winograd's transforms. Input: tiles, all channels, to v. */
+    void (*wino_input)(const tk__wino *w, const tk__input *in, float *v, size_t pitch, size_t point);
     /* Tiles of the output's gradient to v, for the weight gradient. */
     void (*wino_dy)(const tk__wino *w, const float *dy, float *v, size_t pitch, size_t point);
     /* Products u, whose column 0 is output channel c0, to y. */
@@ -93,26 +107,26 @@ typedef struct tk__kernels {
     /* du, `count` values of each point, to the nine taps of dw, `tap` floats apart. */
     void (*wino_dw)(size_t m, size_t count, const float *du, size_t point, float *dw, size_t tap);
 
-    /* y = relu?(u * scale + shift (+ residual)) */
+    /* Batch norm; c is a multiple of TK__LANES. y = relu?(u * scale + shift (+ residual)) */
     void (*bn_apply)(size_t rows, size_t c, const float *u, const float *scale, const float *shift,
                      const float *residual, bool relu, float *y);
     /* mean[c] and m2[c] = sum of squared distances from it, over rows >= 1 */
     void (*moments)(size_t rows, size_t c, const float *u, float *mean, float *m2);
-    /* g = dy, or 0 where act <= 0 (act may be NULL: no ReLU); written to g_out unless NULL (dy
-     * itself is fine). sum_g[c] += g; sum_gu[c] += g * (u - mean). */
-    void (*bn_reduce)(size_t rows, size_t c, const float *dy, const float *act, const float *u,
+    /* g = dy, or 0 where the mask says so; written to g_out unless NULL (dy itself is fine).
+     * sum_g[c] += g; sum_gu[c] += g * (u - mean). */
+    void (*bn_reduce)(size_t rows, size_t c, const float *dy, const tk__mask *mask, const float *u,
                       const float *mean, float *g_out, float *sum_g, float *sum_gu);
     /* du = g * ka + u * kb + kc, g as above; du may be dy */
-    void (*bn_dx)(size_t rows, size_t c, const float *dy, const float *act, const float *u,
+    void (*bn_dx)(size_t rows, size_t c, const float *dy, const tk__mask *mask, const float *u,
                   const float *ka, const float *kb, const float *kc, float *du);
     /* Both at once for constant statistics: du = g * ka. du and g_out may be dy. */
-    void (*bn_frozen)(size_t rows, size_t c, const float *dy, const float *act, const float *u,
+    void (*bn_frozen)(size_t rows, size_t c, const float *dy, const tk__mask *mask, const float *u,
                       const float *mean, const float *ka, float *g_out, float *du, float *sum_g,
                       float *sum_gu);
 
-    /* Output rows y0..y1-1 of one image (x, y, argmax point at the image). The first of equal
+    /* Output rows y0..y1-1 of one image (in->x, y, argmax point at the image). The first of equal
      * values wins, as in PyTorch; argmax (the tap, 0..8) may be NULL. */
-    void (*max_pool)(const tk__pool_shape *s, size_t y0, size_t y1, const float *x, float *y,
+    void (*max_pool)(const tk__pool_shape *s, size_t y0, size_t y1, const tk__input *in, float *y,
                      int32_t *argmax);
     /* One image: dx is overwritten. */
     void (*max_pool_dx)(const tk__pool_shape *s, const float *dy, const int32_t *argmax, float *dx);

@@ -40,6 +40,13 @@ TK__INLINE vec vec_relu(vec v)
     return _mm256_max_ps(_mm256_setzero_ps(), v);
 }
 
+/* dy, or 0 where act <= 0 */
+TK__INLINE vec vec_mask(vec dy, vec act)
+{
+    return _mm256_andnot_ps(_mm256_cmp_ps(act, _mm256_setzero_ps(), _CMP_LE_OQ), dy);
+}
+
+#include "kernels/norm.h"
 #include "kernels/winograd.h"
 
 /* Lanes below n of a vector of 8: all ones. */
@@ -126,4 +133,4 @@ static void gemm(const tk__gemm *g)
 }
 
 const tk__kernels tk__kernels_avx2 = {
-    .name = "avx2", .nr = NR, .mr = MR, .gemm = gemm, TK__WINOGRAD, TK__ELEMENTWISE};
+    .name = "avx2", .nr = NR, .mr = MR, .gemm = gemm, TK__NORM, TK__WINOGRAD, TK__ELEMENTWISE};

@@ -43,6 +43,14 @@ TK__INLINE vec vec_relu(vec v)
     return _mm512_max_ps(_mm512_setzero_ps(), v);
 }
 
+/* dy, or 0 where act <= 0 */
+TK__INLINE vec vec_mask(vec dy, vec act)
+{
+    const __mmask16 dead = _mm512_cmp_ps_mask(act, _mm512_setzero_ps(), _CMP_LE_OQ);
+    return _mm512_mask_mov_ps(dy, dead, _mm512_setzero_ps());
+}
+
+#include "kernels/norm.h"
 #include "kernels/winograd.h"
 
 /* Element of A in tile row `i`: five base pointers, three rows apart, and two strides that an
@@ -159,4 +167,4 @@ static void gemm(const tk__gemm *g)
 }
 
 const tk__kernels tk__kernels_avx512 = {
-    .name = "avx512", .nr = NR, .mr = MR, .gemm = gemm, TK__WINOGRAD, TK__ELEMENTWISE};
+    .name = "avx512", .nr = NR, .mr = MR, .gemm = gemm, TK__NORM, TK__WINOGRAD, TK__ELEMENTWISE};

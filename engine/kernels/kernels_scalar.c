@@ -37,6 +37,13 @@ TK__INLINE vec vec_relu(vec v)
     return relu_or_nan(v);
 }
 
+/* dy, or 0 where act <= 0 */
+TK__INLINE vec vec_mask(vec dy, vec act)
+{
+    return act <= 0.0f ? 0.0f : dy;
+}
+
+#include "kernels/norm.h"
 #include "kernels/winograd.h"
 
 /* One row of one panel; the sum of each element runs over k in rising order. */
@@ -67,4 +74,4 @@ static void gemm(const tk__gemm *g)
 }
 
 const tk__kernels tk__kernels_scalar = {
-    .name = "scalar", .nr = NR, .mr = 1, .gemm = gemm, TK__WINOGRAD, TK__ELEMENTWISE};
+    .name = "scalar", .nr = NR, .mr = 1, .gemm = gemm, TK__NORM, TK__WINOGRAD, TK__ELEMENTWISE};

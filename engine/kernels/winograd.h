@@ -12,6 +12,7 @@
 #define KERNELS_WINOGRAD_H
 
 #include "kernels/kernels.h"
+#include "kernels/norm.h"
 #include "kernels/tile.h"
 
 enum { WINO_N_MAX = 6, WINO_POINTS_MAX = 36 };
@@ -134,7 +135,7 @@ TK__INLINE void wino_next(const tk__wino *w, wino_place *at)
     at->image++;
 }
 
-static const float wino_zeros[TK__WINO_MAX_C];
+static const float wino_zeros[TK__MAX_C];
 
 /* The rows x rows pixels whose first is (y0, x0) of an image [h][w][c], zeros outside. */
 TK__INLINE void wino_pixels(size_t rows, const float *image, size_t h, size_t w, size_t c,
@@ -151,42 +152,60 @@ TK__INLINE void wino_pixels(size_t rows, const float *image, size_t h, size_t w,
     }
 }
 
-TK__INLINE void wino_input_m(const tk__wino *w, size_t m, const float *x, float *v, size_t pitch,
-                             size_t point)
+/* One input tile; `norm`: normalised as it is read, but for the zeros outside the image. */
+TK__INLINE void wino_input_tile(size_t m, bool norm, const float *const *src, const tk__input *in,
+                                size_t channels, float *v, size_t point)
 {
-    const tk__conv *g = &w->geo;
     const size_t n = m + 2;
-    wino_place at = wino_first(w, w->t0);
-    for (size_t t = 0; t < w->tiles; t++, v += pitch, wino_next(w, &at)) {
-        const float *src[WINO_POINTS_MAX];
-        wino_pixels(n, x + at.image * g->ih * g->iw * g->ic, g->ih, g->iw, g->ic,
-                    (ptrdiff_t)(at.ty * m) - g->pad_y, (ptrdiff_t)(at.tx * m) - g->pad_x, src);
-        for (size_t c = 0; c < g->ic; c += VL) {
-            vec tmp[WINO_POINTS_MAX], d[WINO_N_MAX], o[WINO_N_MAX];
+    for (size_t c = 0; c < channels; c += VL) {
+        vec tmp[WINO_POINTS_MAX], d[WINO_N_MAX], o[WINO_N_MAX], scale, shift;
+        if (norm) {
+            scale = vec_load(in->scale + c);
+            shift = vec_load(in->shift + c);
+        }
+        TK__UNROLL
+        for (size_t i = 0; i < n; i++) { /* columns */
             TK__UNROLL
-            for (size_t i = 0; i < n; i++) { /* columns */
-                TK__UNROLL
-                for (size_t k = 0; k < n; k++)
-                    d[k] = vec_load(src[k * n + i] + c);
-                wino_bt(m, d, tmp + i, n);
+            for (size_t k = 0; k < n; k++) {
+                d[k] = vec_load(src[k * n + i] + c);
+                if (norm && src[k * n + i] != wino_zeros)
+                    d[k] = norm_input(&scale, &shift, 0, d[k]);
             }
+            wino_bt(m, d, tmp + i, n);
+        }
+        TK__UNROLL
+        for (size_t i = 0; i < n; i++) { /* rows */
+            wino_bt(m, tmp + i * n, o, 1);
             TK__UNROLL
-            for (size_t i = 0; i < n; i++) { /* rows */
-                wino_bt(m, tmp + i * n, o, 1);
-                TK__UNROLL
-                for (size_t k = 0; k < n; k++)
-                    vec_store(v + (i * n + k) * point + c, o[k]);
-            }
+            for (size_t k = 0; k < n; k++)
+                vec_store(v + (i * n + k) * point + c, o[k]);
         }
     }
 }
 
-static void wino_input(const tk__wino *w, const float *x, float *v, size_t pitch, size_t point)
+TK__INLINE void wino_input_m(const tk__wino *w, size_t m, const tk__input *in, float *v,
+                             size_t pitch, size_t point)
+{
+    const tk__conv *g = &w->geo;
+    wino_place at = wino_first(w, w->t0);
+    for (size_t t = 0; t < w->tiles; t++, v += pitch, wino_next(w, &at)) {
+        const float *src[WINO_POINTS_MAX];
+        wino_pixels(m + 2, in->x + at.image * g->ih * g->iw * g->ic, g->ih, g->iw, g->ic,
+                    (ptrdiff_t)(at.ty * m) - g->pad_y, (ptrdiff_t)(at.tx * m) - g->pad_x, src);
+        if (in->scale != NULL)
+            wino_input_tile(m, true, src, in, g->ic, v, point);
+        else
+            wino_input_tile(m, false, src, in, g->ic, v, point);
+    }
+}
+
+static void wino_input(const tk__wino *w, const tk__input *in, float *v, size_t pitch,
+                       size_t point)
 {
     if (w->m == 2)
-        wino_input_m(w, 2, x, v, pitch, point);
+        wino_input_m(w, 2, in, v, pitch, point);
     else
-        wino_input_m(w, 4, x, v, pitch, point);
+        wino_input_m(w, 4, in, v, pitch, point);
 }
 
 TK__INLINE void wino_dy_m(const tk__wino *w, size_t m, const float *dy, float *v, size_t pitch,

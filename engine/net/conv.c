@@ -205,7 +205,7 @@ static void conv_task(void *ctx, size_t task, size_t thread)
     for (size_t k0 = 0; k0 < s->k; k0 += s->kc) {
         const size_t kc = min_size(s->kc, s->k - k0), pitch = kc + K_PAD;
         const bool first = k0 == 0, last = k0 + kc == s->k;
-        kn->im2col(&job->geo, job->x, m0, m1 - m0, k0, kc, patches, pitch);
+        kn->im2col(&job->geo, &job->in, m0, m1 - m0, k0, kc, patches, pitch);
         for (size_t j = j_begin; j < j_end; j += kn->nr) {
             const size_t cols = min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
             kn->gemm(&(tk__gemm){
@@ -310,7 +310,7 @@ static void dx_phase(const tk__exec *ex, const tk__conv *g, const float *w, cons
                                 .stride = 1,
                                 .pad_y = y.pad_out,
                                 .pad_x = x.pad_out},
-                        .x = dy,
+                        .in = {.x = dy},
                         .packed = packed,
                         .y = dx,
                         .accumulate = accumulate};
@@ -329,7 +329,7 @@ static void dx_winograd(const tk__exec *ex, const tk__conv *g, const float *w, c
                         float *dx, bool accumulate, float *packed)
 {
     tk__conv_job job = {
-        .geo = *g, .x = dy, .packed = packed, .y = dx, .accumulate = accumulate};
+        .geo = *g, .in = {.x = dy}, .packed = packed, .y = dx, .accumulate = accumulate};
     job.geo.ih = g->oh, job.geo.iw = g->ow, job.geo.ic = g->oc;
     job.geo.oh = g->ih, job.geo.ow = g->iw, job.geo.oc = g->ic;
     job.geo.pad_y = 2 - g->pad_y, job.geo.pad_x = 2 - g->pad_x;

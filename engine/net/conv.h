@@ -26,7 +26,8 @@ typedef void tk__conv_post(void *ctx, size_t block, size_t m0, size_t m1);
 
 typedef struct tk__conv_job {
     tk__conv geo;
-    const float *x, *packed; /* packed: tk__pack_size() floats */
+    tk__input in;
+    const float *packed;
     float *y;
     bool accumulate, relu;
     const float *bias, *residual;
@@ -66,12 +67,12 @@ void tk__conv_dx(const tk__exec *ex, const tk__conv *geo, const float *w, const 
 
 /* dw [ky][kx][ic][oc] = the weight gradient. `partials` is scratch of tk__conv_partials() floats.
  * The order of summation depends on the geometry and the pool's number of threads only. */
-void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const float *x, const float *dy,
+void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const tk__input *in, const float *dy,
                  float *dw, float *partials);
 size_t tk__conv_partials(const tk__exec *ex, const tk__conv *geo);
 /* squares += the square of each image's own weight gradient, image by image. `one` is scratch of
  * the weights' size. */
-void tk__conv_dw_squares(const tk__exec *ex, const tk__conv *geo, const float *x, const float *dy,
-                         float *one, float *squares);
+void tk__conv_dw_squares(const tk__exec *ex, const tk__conv *geo, const tk__input *in,
+                         const float *dy, float *one, float *squares);
 
 #endif

@@ -25,7 +25,8 @@ static size_t div_up(size_t a, size_t b)
 typedef struct dw_state {
     const tk__exec *ex;
     tk__conv geo;
-    const float *x, *dy;
+    tk__input in;
+    const float *dy;
     float *dw; /* [chunks][k][oc] */
     size_t k, slice, slices;
     size_t pixels, chunk, chunks;
@@ -67,7 +68,7 @@ static void accumulate(const dw_state *s, size_t thread, size_t k0, size_t k1, s
     const size_t block = div_up(p1 - p0, div_up(p1 - p0, BLOCK_PIXELS));
     for (size_t p = p0; p < p1; p += block) {
         const size_t count = min_size(block, p1 - p);
-        kn->im2col(&s->geo, s->x, p, count, k0, rows, patches, pitch);
+        kn->im2col(&s->geo, &s->in, p, count, k0, rows, patches, pitch);
         for (size_t j = 0; j < n; j += kn->nr) {
             const size_t cols = min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
             for (size_t q = 0; q < count; q++) {
@@ -123,15 +124,15 @@ size_t tk__conv_partials(const tk__exec *ex, const tk__conv *geo)
     return chunks > 1 ? chunks * s.k * geo->oc : 0;
 }
 
-void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const float *x, const float *dy,
+void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const tk__input *in, const float *dy,
                  float *dw, float *partials)
 {
     if (geo->winograd != 0) {
-        tk__wino_dw(ex, geo, geo->winograd, x, dy, dw, partials);
+        tk__wino_dw(ex, geo, geo->winograd, in, dy, dw, partials);
         return;
     }
     dw_state s = plan(ex, geo);
-    s.x = x;
+    s.in = *in;
     s.dy = dy;
     s.dw = s.chunks > 1 ? partials : dw;
     tk_pool_run(ex->pool, s.slices * s.chunks, dw_task, &s);
@@ -163,11 +164,11 @@ static void squares_task(void *ctx, size_t task, size_t thread)
     }
 }
 
-void tk__conv_dw_squares(const tk__exec *ex, const tk__conv *geo, const float *x, const float *dy,
-                         float *one, float *squares)
+void tk__conv_dw_squares(const tk__exec *ex, const tk__conv *geo, const tk__input *in,
+                         const float *dy, float *one, float *squares)
 {
     squares_state q = {.dw = plan(ex, geo), .squares = squares};
-    q.dw.x = x;
+    q.dw.in = *in;
     q.dw.dy = dy;
     q.dw.dw = one;
     tk_pool_run(ex->pool, q.dw.slices, squares_task, &q);

@@ -53,7 +53,7 @@ static size_t max_size(size_t a, size_t b)
 
 /* What the units need at most, to size what they share. */
 typedef struct needs {
-    size_t map, channels, sums, packed, partials, scratch;
+    size_t channels, sums, packed, partials, scratch;
 } needs;
 
 static needs needs_of(const tk_graph *g)
@@ -62,33 +62,92 @@ static needs needs_of(const tk_graph *g)
     for (size_t i = 0; i < g->layout.units; i++) {
         const tk__unit *u = &g->layout.unit[i];
         const tk__conv geo = tk__unit_geo(&g->layout, u, g->max_batch);
-        const size_t k = geo.ky * geo.kx, rows = geo.n * geo.oh * geo.ow;
+        const size_t rows = geo.n * geo.oh * geo.ow;
         const size_t block = tk__conv_block_rows(&geo);
-        most.map = max_size(most.map, tk__map_floats(&g->layout.map[u->out]));
         most.channels = max_size(most.channels, geo.oc);
         most.sums = max_size(most.sums, (rows + block - 1) / block * 2 * geo.oc);
         most.sums = max_size(most.sums, tk__bn_sums(rows, geo.oc, geo.n));
         most.packed = max_size(most.packed, tk__conv_pack_size(&geo));
         most.packed = max_size(most.packed, tk__conv_dx_pack_size(&geo));
         /* one image's weight gradient, or the chunks' of any batch */
-        most.partials = max_size(most.partials, k * geo.ic * geo.oc);
+        most.partials = max_size(most.partials, geo.ky * geo.kx * geo.ic * geo.oc);
         most.partials = max_size(most.partials, tk__conv_partials(&g->ex, &geo));
         most.scratch = max_size(most.scratch, tk__conv_scratch(&geo));
     }
     return most;
 }
 
+/* Is map m, which unit u makes, read by convolutions or the max pool only? */
+static bool read_as_input(const tk__layout *l, const tk__unit *u)
+{
+    if (!u->relu || u->residual != TK__NO_MAP || u->out == (int)l->maps - 1) return false;
+    for (size_t i = 0; i < l->units; i++)
+        if (l->unit[i].residual == u->out) return false;
+    return true;
+}
+
+/* Gradients of maps take turns in a few slots. The gradient of a unit's output, once masked by its
+ * ReLU, *is* the gradient that its residual map gets from there, so the slot passes to that map; the
+ * convolutions that read the map add to it. Walks as backward does. */
+typedef struct slot_plan {
+    tk_graph *g;
+    bool busy[TK__SLOTS];
+    size_t floats[TK__SLOTS]; /* of one image */
+} slot_plan;
+
+static int take_slot(slot_plan *p, int map)
+{
+    const size_t need = tk__map_floats(&p->g->layout.map[map]);
+    int s = 0;
+    while (s < TK__SLOTS && p->busy[s])
+        s++;
+    assert(s < TK__SLOTS); /* three gradients live at most */
+    p->busy[s] = true;
+    p->floats[s] = max_size(p->floats[s], need);
+    return s;
+}
+
+static void plan_slots(slot_plan *p)
+{
+    tk_graph *g = p->g;
+    const tk__layout *l = &g->layout;
+    int *of = g->grad_slot;
+    for (size_t m = 0; m < l->maps; m++)
+        of[m] = -1;
+    of[l->maps - 1] = take_slot(p, (int)l->maps - 1);
+    for (size_t i = l->units; i-- > 0;) {
+        const tk__unit *u = &l->unit[i];
+        if (u->pool_after) {
+            of[u->out] = take_slot(p, u->out);
+            p->busy[of[u->out + 1]] = false;
+        }
+        const bool joins = u->residual != TK__NO_MAP;
+        g->branch_slot[i] = joins ? take_slot(p, u->out) : of[u->out];
+        if (joins) of[u->residual] = of[u->out];
+        if (u->in != TK__INPUT_MAP && of[u->in] < 0) of[u->in] = take_slot(p, u->in);
+        p->busy[g->branch_slot[i]] = false;
+    }
+}
+
 static bool lay_out(tk_graph *g, carver *c)
 {
     const tk__layout *l = &g->layout;
     const needs most = needs_of(g);
+    slot_plan slots = {.g = g};
+    for (size_t i = 0; i < l->units; i++)
+        g->maker[l->unit[i].out] = i;
     for (size_t m = 0; m < l->maps; m++)
-        g->act[m] = carve(c, g->max_batch, tk__map_floats(&l->map[m]));
+        g->act[m] = m > 0 && l->unit[g->maker[m]].out == (int)m &&
+                            read_as_input(l, &l->unit[g->maker[m]])
+                        ? NULL
+                        : carve(c, g->max_batch, tk__map_floats(&l->map[m]));
     for (size_t i = 0; i < l->units; i++) {
         const tk__map *out = &l->map[l->unit[i].out];
         g->pre[i] = carve(c, g->max_batch, tk__map_floats(out));
         g->mean[i] = carve(c, 1, out->c);
         g->invstd[i] = carve(c, 1, out->c);
+        g->scale[i] = carve(c, 1, out->c);
+        g->shift[i] = carve(c, 1, out->c);
         if (l->unit[i].pool_after)
             g->argmax = (int32_t *)(void *)carve(c, g->max_batch, tk__map_floats(out + 1));
     }
@@ -97,8 +156,9 @@ static bool lay_out(tk_graph *g, carver *c)
     g->sums = carve(c, 1, most.sums);
     g->packed = carve(c, 1, most.packed);
     g->partials = carve(c, 1, most.partials);
+    plan_slots(&slots);
     for (size_t s = 0; s < TK__SLOTS; s++)
-        g->slot[s] = carve(c, g->max_batch, most.map);
+        g->slot[s] = carve(c, g->max_batch, slots.floats[s]);
     g->ex.scratch_each = (most.scratch + 15) / 16 * 16;
     g->ex.scratch = carve(c, tk_pool_threads(g->ex.pool), g->ex.scratch_each);
     return !c->overflow;
@@ -146,6 +206,13 @@ size_t tk_graph_bytes(const tk_graph *graph)
 
 /* --- forward --- */
 
+tk__input tk__graph_input(const tk_graph *g, int m)
+{
+    if (g->act[m] != NULL) return (tk__input){.x = g->act[m]};
+    const size_t i = g->maker[m];
+    return (tk__input){g->pre[i], g->scale[i], g->shift[i]};
+}
+
 /* What follows a block of a unit's convolution while it is in the cache. */
 typedef struct after_conv {
     const tk__kernels *kn;
@@ -180,41 +247,45 @@ static void use_running(const tk_params *params, const tk__unit *u, size_t c, fl
         invstd[j] = 1.0f / sqrtf(var[j] + TK__BN_EPS);
 }
 
+static void merge_statistics(tk_graph *g, tk_params *params, size_t i, const tk__conv *geo)
+{
+    const tk__unit *u = &g->layout.unit[i];
+    const size_t rows = geo->n * geo->oh * geo->ow, block = tk__conv_block_rows(geo);
+    tk__bn_merge((rows + block - 1) / block, block, rows, geo->oc, g->sums, g->mean[i],
+                 g->invstd[i], params->data + params->table[u->mean].offset,
+                 params->data + params->table[u->var].offset);
+}
+
 static void forward_unit(tk_graph *g, tk_params *params, size_t i)
 {
     const tk__unit *u = &g->layout.unit[i];
     const tk__conv geo = tk__unit_geo(&g->layout, u, g->n);
-    const size_t c = geo.oc, rows = geo.n * geo.oh * geo.ow;
+    const size_t c = geo.oc;
     const float *gamma = tk__param_at(params, u->gamma), *beta = tk__param_at(params, u->beta);
-    float *scale = g->coef, *shift = g->coef + c;
-    after_conv after = {.kn = g->ex.kn,
-                        .c = c,
-                        .u = g->pre[i],
-                        .scale = scale,
-                        .shift = shift,
-                        .residual = u->residual == TK__NO_MAP ? NULL : g->act[u->residual],
-                        .y = g->act[u->out],
-                        .pairs = g->sums,
-                        .relu = u->relu};
+    const float *residual = u->residual == TK__NO_MAP ? NULL : g->act[u->residual];
+    float *y = g->act[u->out];
+    after_conv after = {
+        g->ex.kn, c, g->pre[i], g->scale[i], g->shift[i], residual, y, g->sums, u->relu};
     const bool batch = g->mode == TK_BN_BATCH;
     if (!batch) {
         use_running(params, u, c, g->mean[i], g->invstd[i]);
-        tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], scale, shift);
+        tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], g->scale[i], g->shift[i]);
     }
     tk__conv_pack(&g->ex, &geo, tk__param_at(params, u->conv), NULL, g->packed);
     tk__conv_run(&g->ex, &(tk__conv_job){.geo = geo,
-                                         .x = g->act[u->in],
+                                         .in = tk__graph_input(g, u->in),
                                          .packed = g->packed,
                                          .y = g->pre[i],
-                                         .post = batch ? after_batch : after_frozen,
+                                         .post = batch       ? after_batch
+                                                 : y != NULL ? after_frozen
+                                                             : NULL,
                                          .post_ctx = &after});
     if (!batch) return;
-    const size_t block = tk__conv_block_rows(&geo);
-    tk__bn_merge((rows + block - 1) / block, block, rows, c, g->sums, g->mean[i], g->invstd[i],
-                 params->data + params->table[u->mean].offset,
-                 params->data + params->table[u->var].offset);
-    tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], scale, shift);
-    tk__bn_apply(&g->ex, rows, c, g->pre[i], scale, shift, after.residual, u->relu, g->act[u->out]);
+    merge_statistics(g, params, i, &geo);
+    tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], g->scale[i], g->shift[i]);
+    if (y != NULL)
+        tk__bn_apply(&g->ex, geo.n * geo.oh * geo.ow, c, g->pre[i], g->scale[i], g->shift[i],
+                     residual, u->relu, y);
 }
 
 typedef struct pool_state {
@@ -229,8 +300,9 @@ static void max_pool_task(void *ctx, size_t image, size_t thread)
     (void)thread;
     const size_t in = tk__map_floats(&s->g->layout.map[s->in]);
     const size_t out = tk__map_floats(&s->g->layout.map[s->out]);
-    s->g->ex.kn->max_pool(&s->shape, 0, s->shape.oh, s->g->act[s->in] + image * in,
-                          s->g->act[s->out] + image * out, s->g->argmax + image * out);
+    tk__input from = tk__graph_input(s->g, s->in);
+    from.x += image * in;
+    s->g->ex.kn->max_pool(&s->shape, 0, s->shape.oh, &from, s->g->act[s->out] + image * out, s->g->argmax + image * out);
 }
 
 static void avg_pool_task(void *ctx, size_t image, size_t thread)

@@ -1,8 +1,5 @@
-/* Backward through the training graph, unit by unit in reverse.
- *
- * Gradients of maps live in three slots. The gradient of a unit's output, once masked by its ReLU,
- * *is* the gradient that its residual map gets from here, so the slot passes to that map; the
- * convolutions that read the map add to it. */
+/* Backward through the training graph, unit by unit in reverse. Where the gradients of maps lie was
+ * planned with the graph. */
 #include <assert.h>
 #include <string.h>
 
@@ -13,24 +10,12 @@ typedef struct backward {
     const tk_params *params;
     float *out; /* grads, or squares */
     bool squares;
-    int slot_of[TK__MAX_MAPS]; /* -1: no gradient yet */
-    bool busy[TK__SLOTS];
+    bool reached[TK__MAX_MAPS]; /* has a gradient */
 } backward;
 
-static int take_slot(backward *b)
+static float *gradient(const backward *b, int map)
 {
-    int s = 0;
-    while (s < TK__SLOTS && b->busy[s])
-        s++;
-    assert(s < TK__SLOTS); /* three gradients live at most */
-    b->busy[s] = true;
-    return s;
-}
-
-static void drop_map(backward *b, int map)
-{
-    b->busy[b->slot_of[map]] = false;
-    b->slot_of[map] = -1;
+    return b->g->slot[b->g->grad_slot[map]];
 }
 
 static float *param_out(const backward *b, size_t index)
@@ -38,22 +23,32 @@ static float *param_out(const backward *b, size_t index)
     return b->out + b->params->table[index].offset;
 }
 
-/* Gradient of the unit's output to that of its convolution's output, in slot `du`. */
-static void backward_norm(backward *b, size_t i, int d, int du)
+/* The ReLU's mask as the map was kept. */
+static tk__mask mask_of(const tk_graph *g, size_t i)
+{
+    const tk__unit *u = &g->layout.unit[i];
+    if (!u->relu) return (tk__mask){0};
+    if (g->act[u->out] != NULL) return (tk__mask){.act = g->act[u->out]};
+    return (tk__mask){.scale = g->scale[i], .shift = g->shift[i]};
+}
+
+/* Gradient of the unit's output to that of its convolution's output, `du`. */
+static void backward_norm(backward *b, size_t i, float *du)
 {
     const tk_graph *g = b->g;
     const tk__unit *u = &g->layout.unit[i];
     const tk__map *out = &g->layout.map[u->out];
+    float *dy = gradient(b, u->out);
     tk__bn_backward_run(&g->ex, &(tk__bn_backward){.rows = g->n * out->h * out->w,
                                                    .c = out->c,
-                                                   .dy = g->slot[d],
-                                                   .act = u->relu ? g->act[u->out] : NULL,
+                                                   .dy = dy,
+                                                   .mask = mask_of(g, i),
                                                    .u = g->pre[i],
                                                    .mean = g->mean[i],
                                                    .invstd = g->invstd[i],
                                                    .gamma = tk__param_at(b->params, u->gamma),
-                                                   .g_out = du != d ? g->slot[d] : NULL,
-                                                   .du = g->slot[du],
+                                                   .g_out = du != dy ? dy : NULL,
+                                                   .du = du,
                                                    .dgamma = param_out(b, u->gamma),
                                                    .dbeta = param_out(b, u->beta),
                                                    .batch = g->mode == TK_BN_BATCH,
@@ -62,36 +57,29 @@ static void backward_norm(backward *b, size_t i, int d, int du)
                                                    .coef = g->coef});
 }
 
-static void backward_conv(backward *b, size_t i, int du)
+static void backward_conv(backward *b, size_t i, const float *du)
 {
     const tk_graph *g = b->g;
     const tk__unit *u = &g->layout.unit[i];
     const tk__conv geo = tk__unit_geo(&g->layout, u, g->n);
-    const float *x = g->act[u->in];
+    const tk__input in = tk__graph_input(g, u->in);
     if (b->squares)
-        tk__conv_dw_squares(&g->ex, &geo, x, g->slot[du], g->partials, param_out(b, u->conv));
+        tk__conv_dw_squares(&g->ex, &geo, &in, du, g->partials, param_out(b, u->conv));
     else
-        tk__conv_dw(&g->ex, &geo, x, g->slot[du], param_out(b, u->conv), g->partials);
+        tk__conv_dw(&g->ex, &geo, &in, du, param_out(b, u->conv), g->partials);
     if (u->in == TK__INPUT_MAP) return;
-    const bool accumulate = b->slot_of[u->in] >= 0;
-    if (!accumulate) b->slot_of[u->in] = take_slot(b);
-    tk__conv_dx(&g->ex, &geo, tk__param_at(b->params, u->conv), g->slot[du],
-                g->slot[b->slot_of[u->in]], accumulate, g->packed);
+    tk__conv_dx(&g->ex, &geo, tk__param_at(b->params, u->conv), du, gradient(b, u->in),
+                b->reached[u->in], g->packed);
+    b->reached[u->in] = true;
 }
 
 static void backward_unit(backward *b, size_t i)
 {
     const tk__unit *u = &b->g->layout.unit[i];
-    const int d = b->slot_of[u->out];
-    const int du = u->residual == TK__NO_MAP ? d : take_slot(b);
-    backward_norm(b, i, d, du);
-    b->slot_of[u->out] = -1;
-    if (u->residual != TK__NO_MAP) {
-        assert(b->slot_of[u->residual] < 0);
-        b->slot_of[u->residual] = d;
-    }
+    float *du = b->g->slot[b->g->branch_slot[i]];
+    backward_norm(b, i, du);
+    if (u->residual != TK__NO_MAP) b->reached[u->residual] = true;
     backward_conv(b, i, du);
-    b->busy[du] = false;
 }
 
 typedef struct pool_state {
@@ -114,13 +102,11 @@ static void max_pool_task(void *ctx, size_t image, size_t thread)
 static void backward_max_pool(backward *b, int in)
 {
     const tk__map *x = &b->g->layout.map[in], *y = x + 1;
-    b->slot_of[in] = take_slot(b);
     pool_state s = {.b = b,
                     .shape = {x->h, x->w, y->h, y->w, x->c},
-                    .dy = b->g->slot[b->slot_of[in + 1]],
-                    .dx = b->g->slot[b->slot_of[in]]};
+                    .dy = gradient(b, in + 1),
+                    .dx = gradient(b, in)};
     tk_pool_run(b->g->ex.pool, b->g->n, max_pool_task, &s);
-    drop_map(b, in + 1);
 }
 
 static void avg_pool_task(void *ctx, size_t image, size_t thread)
@@ -135,19 +121,16 @@ static void backward_avg_pool(backward *b, const float *dfeatures)
 {
     const int last = (int)b->g->layout.maps - 1;
     const tk__map *m = &b->g->layout.map[last];
-    b->slot_of[last] = take_slot(b);
     pool_state s = {.b = b,
                     .shape = {.ih = m->h, .iw = m->w, .c = m->c},
                     .dy = dfeatures,
-                    .dx = b->g->slot[b->slot_of[last]]};
+                    .dx = gradient(b, last)};
     tk_pool_run(b->g->ex.pool, b->g->n, avg_pool_task, &s);
 }
 
 static void run(backward *b, const float *dfeatures)
 {
     assert(b->g->n > 0 && b->params->arch == b->g->arch);
-    for (size_t m = 0; m < TK__MAX_MAPS; m++)
-        b->slot_of[m] = -1;
     backward_avg_pool(b, dfeatures);
     for (size_t i = b->g->layout.units; i-- > 0;) {
         const tk__unit *u = &b->g->layout.unit[i];

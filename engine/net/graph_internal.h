@@ -19,20 +19,30 @@ struct tk_graph {
 
     float *block; /* everything below lies in it */
     size_t floats;
-    float *act[TK__MAX_MAPS];  /* [max_batch][h][w][c]; 0: a copy of the input */
-    float *pre[TK__MAX_UNITS]; /* the convolution's output, before batch norm */
-    float *mean[TK__MAX_UNITS], *invstd[TK__MAX_UNITS]; /* that the last forward used */
-    int32_t *argmax;                                    /* the stem's max pool */
+    /* [max_batch][h][w][c]; 0: a copy of the input. NULL: kept as `pre` of its maker only, and
+     * normalised by whoever reads it (tk__graph_input()). */
+    float *act[TK__MAX_MAPS];
+    size_t maker[TK__MAX_MAPS]; /* the unit that makes the map; none for 0 and the max pool's */
+    float *pre[TK__MAX_UNITS];  /* the convolution's output, before batch norm */
+    /* of the last forward: its statistics, and batch norm as pre * scale + shift */
+    float *mean[TK__MAX_UNITS], *invstd[TK__MAX_UNITS];
+    float *scale[TK__MAX_UNITS], *shift[TK__MAX_UNITS];
+    int32_t *argmax; /* the stem's max pool */
     float *features;
     float *coef;     /* 3 * the widest map's channels */
     float *sums;     /* statistics by chunk */
     float *packed;   /* weights of the unit at work */
     float *partials; /* weight gradient by chunk */
-    float *slot[TK__SLOTS];
+    float *slot[TK__SLOTS];        /* gradients of maps, which take turns */
+    int grad_slot[TK__MAX_MAPS];   /* that of a map */
+    int branch_slot[TK__MAX_UNITS]; /* that of a unit's convolution's output */
 };
 
 /* Geometry of a unit for n images. */
 tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n);
+
+/* Map m as the convolutions read it. */
+tk__input tk__graph_input(const tk_graph *g, int m);
 
 static inline const float *tk__param_at(const tk_params *params, size_t index)
 {

@@ -98,6 +98,11 @@ size_t tk__bn_sums(size_t rows, size_t c, size_t samples)
     return 2 * c * (chunks > samples ? chunks : samples);
 }
 
+static tk__mask mask_at(const tk__mask *m, size_t at)
+{
+    return (tk__mask){m->act != NULL ? m->act + at : NULL, m->scale, m->shift};
+}
+
 /* The sums of one chunk, and du where it needs no sums. */
 static void reduce_task(void *ctx, size_t task, size_t thread)
 {
@@ -106,14 +111,14 @@ static void reduce_task(void *ctx, size_t task, size_t thread)
     (void)thread;
     const size_t c = b->c, r0 = task * s->chunk, at = r0 * c;
     const size_t rows = min_size(s->chunk, b->rows - r0);
-    const float *act = b->act != NULL ? b->act + at : NULL;
+    const tk__mask mask = mask_at(&b->mask, at);
     float *g_out = b->g_out != NULL ? b->g_out + at : NULL;
     float *sum_g = b->sums + task * 2 * c, *sum_gu = sum_g + c;
     memset(sum_g, 0, 2 * c * sizeof *sum_g);
     if (b->batch)
-        s->kn->bn_reduce(rows, c, b->dy + at, act, b->u + at, b->mean, g_out, sum_g, sum_gu);
+        s->kn->bn_reduce(rows, c, b->dy + at, &mask, b->u + at, b->mean, g_out, sum_g, sum_gu);
     else
-        s->kn->bn_frozen(rows, c, b->dy + at, act, b->u + at, b->mean, b->coef, g_out, b->du + at,
+        s->kn->bn_frozen(rows, c, b->dy + at, &mask, b->u + at, b->mean, b->coef, g_out, b->du + at,
                          sum_g, sum_gu);
 }
 
@@ -125,8 +130,8 @@ static void dx_task(void *ctx, size_t task, size_t thread)
     const size_t c = b->c, r0 = task * s->chunk, at = r0 * c;
     /* a masked copy, where there is one, spares the mask */
     const float *dy = b->g_out != NULL ? b->g_out + at : b->dy + at;
-    const float *act = b->act != NULL && b->g_out == NULL ? b->act + at : NULL;
-    s->kn->bn_dx(min_size(s->chunk, b->rows - r0), c, dy, act, b->u + at, b->coef, b->coef + c,
+    const tk__mask mask = b->g_out == NULL ? mask_at(&b->mask, at) : (tk__mask){0};
+    s->kn->bn_dx(min_size(s->chunk, b->rows - r0), c, dy, &mask, b->u + at, b->coef, b->coef + c,
                  b->coef + 2 * c, b->du + at);
 }
 

@@ -21,7 +21,8 @@ void tk__bn_apply(const tk__exec *ex, size_t rows, size_t c, const float *u, con
 /* Backward of y = relu?(norm(u) (+ residual)). */
 typedef struct tk__bn_backward {
     size_t rows, c;
-    const float *dy, *act; /* act NULL: no ReLU */
+    const float *dy;
+    tk__mask mask; /* the ReLU's */
     const float *u, *mean, *invstd, *gamma;
     float *g_out; /* dy after the ReLU's mask (for the residual); NULL: not wanted; may be dy */
     float *du;    /* may be dy when g_out is NULL */

@@ -229,7 +229,7 @@ static void max_pool_task(void *ctx, size_t task, size_t thread)
     (void)thread;
     const size_t image = task / s->strips, strip = task % s->strips;
     s->kn->max_pool(p, strip * p->oh / s->strips, (strip + 1) * p->oh / s->strips,
-                    s->x + image * p->ih * p->iw * p->c, s->y + image * p->oh * p->ow * p->c, NULL);
+                    &(tk__input){.x = s->x + image * p->ih * p->iw * p->c}, s->y + image * p->oh * p->ow * p->c, NULL);
 }
 
 static void avg_pool_task(void *ctx, size_t image, size_t thread)
@@ -257,7 +257,7 @@ static void run_unit(const tk_plan *p, size_t s, size_t i, size_t i0, size_t n, 
     tk__conv_run(
         &p->ex,
         &(tk__conv_job){.geo = tk__unit_geo(l, u, n),
-                        .x = u->in == TK__INPUT_MAP ? x : map_at(p, s, u->in, i0),
+                        .in = {.x = u->in == TK__INPUT_MAP ? x : map_at(p, s, u->in, i0)},
                         .packed = p->packed[i],
                         .y = y,
                         .relu = u->relu,

@@ -152,7 +152,7 @@ static void run_task(void *ctx, size_t task, size_t thread)
     float *v = s->ex->scratch + thread * s->ex->scratch_each;
     const size_t point = w.tiles * job->geo.ic + SKEW;
     float *u = v + points_of(w.m) * point;
-    kn->wino_input(&w, job->x, v, job->geo.ic, point);
+    kn->wino_input(&w, &job->in, v, job->geo.ic, point);
     const size_t j0 = task % s->splits * s->panels * kn->nr;
     const size_t j1 = min_size(j0 + s->panels * kn->nr, oc);
     for (size_t j = j0; j < j1; j += kn->nr) {
@@ -217,7 +217,8 @@ typedef struct dw_state {
     const tk__exec *ex;
     tk__wino all;
     size_t tiles, chunk, chunks; /* of the batch; per chunk */
-    const float *x, *dy;
+    tk__input in;
+    const float *dy;
     float *v, *w;    /* shared transforms of x and dy */
     float *du;       /* [chunks or 1][points][ic][oc] */
     size_t t0, held; /* the chunk at work */
@@ -306,7 +307,7 @@ static void small_task(void *ctx, size_t task, size_t thread)
         w.tiles = min_size(DW_TILES, end - t);
         const size_t vp = w.tiles * ic + SKEW, wp = w.tiles * oc + SKEW;
         float *dy = v + points * vp;
-        kn->wino_input(&w, s->x, v, ic, vp);
+        kn->wino_input(&w, &s->in, v, ic, vp);
         kn->wino_dy(&w, s->dy, dy, oc, wp);
         for (size_t p = 0; p < points; p++)
             point_product(s, v + p * vp, dy + p * wp, w.tiles, 0, ic, t > begin, du + p * ic * oc);
@@ -322,7 +323,7 @@ static void transform_task(void *ctx, size_t task, size_t thread)
     tk__wino w = s->all;
     w.t0 = s->t0 + at;
     w.tiles = min_size(DW_TILES, s->held - at);
-    s->ex->kn->wino_input(&w, s->x, s->v + at * ic, ic, s->held * ic + SKEW);
+    s->ex->kn->wino_input(&w, &s->in, s->v + at * ic, ic, s->held * ic + SKEW);
     s->ex->kn->wino_dy(&w, s->dy, s->w + at * oc, oc, s->held * oc + SKEW);
 }
 
@@ -365,11 +366,11 @@ static void run_shared(dw_state *s, float *partials)
     }
 }
 
-void tk__wino_dw(const tk__exec *ex, const tk__conv *geo, size_t m, const float *x,
+void tk__wino_dw(const tk__exec *ex, const tk__conv *geo, size_t m, const tk__input *in,
                  const float *dy, float *dw, float *partials)
 {
     dw_state s = plan_dw(ex, geo, m);
-    s.x = x;
+    s.in = *in;
     s.dy = dy;
     s.dw = dw;
     s.du = partials;
@@ -400,7 +401,7 @@ static double cost(const tk__conv *g, size_t m, size_t images)
 size_t tk__conv_choose(const tk__conv *geo, size_t images)
 {
     if (geo->ky != 3 || geo->kx != 3 || geo->stride != 1 || geo->ic % TK__LANES != 0 ||
-        geo->oc % TK__LANES != 0 || geo->ic > TK__WINO_MAX_C || geo->oc > TK__WINO_MAX_C)
+        geo->oc % TK__LANES != 0 || geo->ic > TK__MAX_C || geo->oc > TK__MAX_C)
         return 0;
     size_t best = 0;
     for (size_t m = 2; m <= 4; m += 2)

@@ -19,7 +19,7 @@ void tk__wino_run(const tk__exec *ex, const tk__conv_job *job, size_t m);
 
 /* As tk__conv_dw(). `partials`: tk__wino_partials() floats. */
 size_t tk__wino_partials(const tk__exec *ex, const tk__conv *geo, size_t m);
-void tk__wino_dw(const tk__exec *ex, const tk__conv *geo, size_t m, const float *x,
+void tk__wino_dw(const tk__exec *ex, const tk__conv *geo, size_t m, const tk__input *in,
                  const float *dy, float *dw, float *partials);
 
 #endif

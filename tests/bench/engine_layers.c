@@ -63,7 +63,7 @@ static void run_infer(void *ctx)
 {
     layer *l = ctx;
     tk__conv_run(&l->ex, &(tk__conv_job){.geo = l->geo,
-                                         .x = l->x,
+                                         .in = {.x = l->x},
                                          .packed = l->packed,
                                          .y = l->y,
                                          .bias = l->bias,
@@ -73,7 +73,7 @@ static void run_infer(void *ctx)
 static void run_forward(void *ctx)
 {
     layer *l = ctx;
-    tk__conv_run(&l->ex, &(tk__conv_job){.geo = l->geo, .x = l->x, .packed = l->packed, .y = l->y});
+    tk__conv_run(&l->ex, &(tk__conv_job){.geo = l->geo, .in = {.x = l->x}, .packed = l->packed, .y = l->y});
 }
 
 /* y serves as dy, and x is overwritten with its gradient. */
@@ -86,7 +86,7 @@ static void run_dx(void *ctx)
 static void run_dw(void *ctx)
 {
     layer *l = ctx;
-    tk__conv_dw(&l->ex, &l->geo, l->x, l->y, l->w, l->partials);
+    tk__conv_dw(&l->ex, &l->geo, &(tk__input){.x = l->x}, l->y, l->w, l->partials);
 }
 
 static void release(layer *l)

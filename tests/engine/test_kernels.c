@@ -144,7 +144,8 @@ static void nan_passes_the_relu_of_the_epilogue(void **state)
 /* --- elementwise: bits of the scalar table --- */
 
 static const size_t widths[] = {1, 3, 8, 15, 16, 17, 33, 64};
-enum { ROWS = 5, OUTPUTS = 6 };
+static const size_t norm_widths[] = {16, 32, 48, 64, 80, 112};
+enum { ROWS = 5, OUTPUTS = 5 };
 
 /* Runs every channel kernel on rows x c and leaves what they wrote in out[0..5]. */
 static void run_channels(const tk__kernels *kn, size_t rows, size_t c, float *out[OUTPUTS])
@@ -154,36 +155,34 @@ static void run_channels(const tk__kernels *kn, size_t rows, size_t c, float *ou
     float *p = normals(3 * c, 5);
     const float *p1 = p + c, *p2 = p + 2 * c;
     for (size_t i = 0; i < OUTPUTS; i++)
-        out[i] = zeros(8 * n + 8 * c);
+        out[i] = zeros(12 * n + 12 * c);
     kn->bn_apply(rows, c, u, p, p1, NULL, false, out[0]);
     kn->bn_apply(rows, c, u, p, p1, NULL, true, out[0] + n);
     kn->bn_apply(rows, c, u, p, p1, res, false, out[0] + 2 * n);
     kn->bn_apply(rows, c, u, p, p1, res, true, out[0] + 3 * n);
     if (rows > 0) kn->moments(rows, c, u, out[1], out[1] + c);
-    for (size_t i = 0; i < 4; i++) { /* with and without a mask, with and without its copy */
-        const float *a = i & 1 ? act : NULL;
-        float *g = i & 2 ? out[2] + i * n : NULL, *sums = out[2] + 4 * n + 2 * i * c;
-        kn->bn_reduce(rows, c, dy, a, u, p, g, sums, sums + c);
-        g = i & 2 ? out[3] + 4 * n + i * n : NULL;
-        sums = out[3] + 8 * n + 2 * i * c;
-        kn->bn_frozen(rows, c, dy, a, u, p, p1, g, out[3] + i * n, sums, sums + c);
-        kn->bn_dx(rows, c, dy, a, u, p, p1, p2, out[4] + i * n);
-    }
-    if (rows > 0) {
-        kn->avg_pool(rows, c, u, out[5]);
-        kn->avg_pool_dx(rows, c, p, out[5] + c);
+    for (size_t i = 0; i < 6; i++) { /* with each mask, with and without its copy */
+        const tk__mask mask = i % 3 == 0   ? (tk__mask){0}
+                              : i % 3 == 1 ? (tk__mask){.act = act}
+                                           : (tk__mask){.scale = p, .shift = p1};
+        float *g = i / 3 ? out[2] + i * n : NULL, *sums = out[2] + 6 * n + 2 * i * c;
+        kn->bn_reduce(rows, c, dy, &mask, u, p, g, sums, sums + c);
+        g = i / 3 ? out[3] + 6 * n + i * n : NULL;
+        sums = out[3] + 12 * n + 2 * i * c;
+        kn->bn_frozen(rows, c, dy, &mask, u, p, p1, g, out[3] + i * n, sums, sums + c);
+        kn->bn_dx(rows, c, dy, &mask, u, p, p1, p2, out[4] + i * n);
     }
     tk_free(u), tk_free(dy), tk_free(act), tk_free(res), tk_free(p);
 }
 
 static void check_channels(void)
 {
-    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
+    for (size_t w = 0; w < sizeof norm_widths / sizeof *norm_widths; w++)
         for (size_t rows = 0; rows <= ROWS; rows++) {
-            const size_t size = 8 * rows * widths[w] + 8 * widths[w];
+            const size_t c = norm_widths[w], size = 12 * rows * c + 12 * c;
             float *want[OUTPUTS], *got[OUTPUTS];
-            run_channels(&tk__kernels_scalar, rows, widths[w], want);
-            run_channels(tk__kernels_get(), rows, widths[w], got);
+            run_channels(&tk__kernels_scalar, rows, c, want);
+            run_channels(tk__kernels_get(), rows, c, got);
             for (size_t i = 0; i < OUTPUTS; i++) {
                 assert_memory_equal(got[i], want[i], size * sizeof(float));
                 tk_free(got[i]), tk_free(want[i]);
@@ -197,16 +196,73 @@ static void channel_kernels_give_the_scalar_bits(void **state)
     each_isa(check_channels);
 }
 
+static void check_avg_pools(void)
+{
+    const tk__kernels *kn = tk__kernels_get(), *oracle = &tk__kernels_scalar;
+    for (size_t w = 0; w < sizeof widths / sizeof *widths; w++)
+        for (size_t rows = 1; rows <= ROWS; rows++) {
+            const size_t c = widths[w], n = rows * c;
+            float *x = normals(n, 1), *got = zeros(n + c), *want = zeros(n + c);
+            oracle->avg_pool(rows, c, x, want);
+            oracle->avg_pool_dx(rows, c, x, want + c);
+            kn->avg_pool(rows, c, x, got);
+            kn->avg_pool_dx(rows, c, x, got + c);
+            assert_memory_equal(got, want, (n + c) * sizeof *want);
+            tk_free(x), tk_free(got), tk_free(want);
+        }
+}
+
+static void average_pool_gives_the_scalar_bits(void **state)
+{
+    (void)state;
+    each_isa(check_avg_pools);
+}
+
+/* Reading u with scale and shift must be as reading the map that bn_apply makes of it. */
+static void check_inputs(void)
+{
+    enum { N = 2, SIDE = 7, C = 48, NX = N * SIDE * SIDE * C, KC = 9 * C, PIXELS = N * SIDE * SIDE };
+    const tk__kernels *kn = tk__kernels_get();
+    const tk__conv geo = {N, SIDE, SIDE, C, SIDE, SIDE, 16, 3, 3, 1, 1, 1, 0};
+    const tk__pool_shape pool = {SIDE, SIDE, 4, 4, C};
+    float *u = normals(NX, 1), *p = normals(2 * C, 2), *act = zeros(NX);
+    float *got = zeros(PIXELS * KC), *want = zeros(PIXELS * KC);
+    kn->bn_apply(PIXELS, C, u, p, p + C, NULL, true, act);
+    const tk__input fused = {u, p, p + C}, plain = {.x = act};
+    for (size_t k0 = 0; k0 <= 40; k0 += 40) { /* whole patches, and a part of each */
+        kn->im2col(&geo, &plain, 0, PIXELS, k0, KC - 2 * k0, want, KC);
+        kn->im2col(&geo, &fused, 0, PIXELS, k0, KC - 2 * k0, got, KC);
+        assert_memory_equal(got, want, PIXELS * KC * sizeof *got);
+    }
+    for (size_t m = 2; m <= 4; m += 2) {
+        const size_t side = (SIDE + m - 1) / m, tiles = N * side * side, point = tiles * C;
+        const tk__wino w = {geo, m, side, side, 0, tiles};
+        kn->wino_input(&w, &plain, want, C, point);
+        kn->wino_input(&w, &fused, got, C, point);
+        assert_memory_equal(got, want, (m + 2) * (m + 2) * point * sizeof *got);
+    }
+    kn->max_pool(&pool, 0, 4, &plain, want, NULL);
+    kn->max_pool(&pool, 0, 4, &fused, got, NULL);
+    assert_memory_equal(got, want, 16 * C * sizeof *got);
+    tk_free(u), tk_free(p), tk_free(act), tk_free(got), tk_free(want);
+}
+
+static void normalising_inputs_gives_the_bits_of_a_normalised_map(void **state)
+{
+    (void)state;
+    each_isa(check_inputs);
+}
+
 static void run_pool(const tk__kernels *kn, const tk__pool_shape *s, float *y, int32_t *arg,
                      float *dx)
 {
     float *x = normals(s->ih * s->iw * s->c, 7), *dy = normals(s->oh * s->ow * s->c, 8);
     const size_t half = s->oh / 2;
-    kn->max_pool(s, 0, half, x, y, arg);
-    kn->max_pool(s, half, s->oh, x, y, arg);
+    kn->max_pool(s, 0, half, &(tk__input){.x = x}, y, arg);
+    kn->max_pool(s, half, s->oh, &(tk__input){.x = x}, y, arg);
     kn->max_pool_dx(s, dy, arg, dx);
     float *again = zeros(s->oh * s->ow * s->c);
-    kn->max_pool(s, 0, s->oh, x, again, NULL);
+    kn->max_pool(s, 0, s->oh, &(tk__input){.x = x}, again, NULL);
     assert_memory_equal(again, y, s->oh * s->ow * s->c * sizeof *y);
     tk_free(x), tk_free(dy), tk_free(again);
 }
@@ -242,7 +298,7 @@ static void max_pool_takes_the_first_of_equals_and_nan(void **state)
     const float x[] = {1, 1, 3, NAN, 3, 9, 2, 9};
     float y[2];
     int32_t arg[2];
-    tk__kernels_scalar.max_pool(&s, 0, 1, x, y, arg);
+    tk__kernels_scalar.max_pool(&s, 0, 1, &(tk__input){.x = x}, y, arg);
     assert_true(near(y[0], 3, 0));
     assert_int_equal(arg[0], 5);
     assert_true(isnan(y[1]));
@@ -307,6 +363,8 @@ int main(void)
         cmocka_unit_test(a_row_does_not_depend_on_its_neighbours),
         cmocka_unit_test(nan_passes_the_relu_of_the_epilogue),
         cmocka_unit_test(channel_kernels_give_the_scalar_bits),
+        cmocka_unit_test(average_pool_gives_the_scalar_bits),
+        cmocka_unit_test(normalising_inputs_gives_the_bits_of_a_normalised_map),
         cmocka_unit_test(pooling_gives_the_scalar_bits),
         cmocka_unit_test(max_pool_takes_the_first_of_equals_and_nan),
         cmocka_unit_test(vector_kernels_give_the_scalar_bits),
