@@ -11,7 +11,7 @@
 
 /* One output pixel: the maximum over the taps that lie inside the image. */
 static void max_pool_pixel(const tk__pool_shape *s, const tk__input *in, size_t oy, size_t ox,
-                           float *restrict y, int32_t *restrict arg)
+                           float *restrict y, uint8_t *restrict arg)
 {
     float normalised[TK__MAX_C];
     bool first = true;
@@ -27,7 +27,7 @@ static void max_pool_pixel(const tk__pool_shape *s, const tk__input *in, size_t 
                 activate(in, s->c, 0, s->c, normalised);
                 v = normalised;
             }
-            const int32_t tap = (int32_t)(ky * 3 + kx);
+            const uint8_t tap = (uint8_t)(ky * 3 + kx);
             if (first) {
                 memcpy(y, v, s->c * sizeof *y);
                 if (arg != NULL)
@@ -49,7 +49,7 @@ static void max_pool_pixel(const tk__pool_shape *s, const tk__input *in, size_t 
 }
 
 static void max_pool(const tk__pool_shape *s, size_t y0, size_t y1, const tk__input *in, float *y,
-                     int32_t *argmax)
+                     uint8_t *argmax)
 {
     for (size_t oy = y0; oy < y1; oy++)
         for (size_t ox = 0; ox < s->ow; ox++) {
@@ -58,19 +58,19 @@ static void max_pool(const tk__pool_shape *s, size_t y0, size_t y1, const tk__in
         }
 }
 
-static void max_pool_dx(const tk__pool_shape *s, const float *dy, const int32_t *argmax, float *dx)
+static void max_pool_dx(const tk__pool_shape *s, const float *dy, const uint8_t *argmax, float *dx)
 {
     memset(dx, 0, s->ih * s->iw * s->c * sizeof *dx);
     for (size_t oy = 0; oy < s->oh; oy++)
         for (size_t ox = 0; ox < s->ow; ox++) {
             const float *d = dy + (oy * s->ow + ox) * s->c;
-            const int32_t *arg = argmax + (oy * s->ow + ox) * s->c;
+            const uint8_t *arg = argmax + (oy * s->ow + ox) * s->c;
             for (size_t tap = 0; tap < 9; tap++) {
                 const size_t iy = 2 * oy + tap / 3, ix = 2 * ox + tap % 3;
                 if (iy < 1 || iy > s->ih || ix < 1 || ix > s->iw) continue;
                 float *restrict out = dx + ((iy - 1) * s->iw + ix - 1) * s->c;
                 for (size_t j = 0; j < s->c; j++)
-                    out[j] += arg[j] == (int32_t)tap ? d[j] : 0.0f;
+                    out[j] += arg[j] == tap ? d[j] : 0.0f;
             }
         }
 }

@@ -127,9 +127,9 @@ typedef struct tk__kernels {
     /* Output rows y0..y1-1 of one image (in->x, y, argmax point at the image). The first of equal
      * values wins, as in PyTorch; argmax (the tap, 0..8) may be NULL. */
     void (*max_pool)(const tk__pool_shape *s, size_t y0, size_t y1, const tk__input *in, float *y,
-                     int32_t *argmax);
+                     uint8_t *argmax);
     /* One image: dx is overwritten. */
-    void (*max_pool_dx)(const tk__pool_shape *s, const float *dy, const int32_t *argmax, float *dx);
+    void (*max_pool_dx)(const tk__pool_shape *s, const float *dy, const uint8_t *argmax, float *dx);
     /* y[c] = mean over rows; dx[rows][c] = dy[c] / rows */
     void (*avg_pool)(size_t rows, size_t c, const float *x, float *y);
     void (*avg_pool_dx)(size_t rows, size_t c, const float *dy, float *dx);

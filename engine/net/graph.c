@@ -129,18 +129,40 @@ static void plan_slots(slot_plan *p)
     }
 }
 
+/* Which maps are not kept, and the floats of the largest that is made anew. */
+static size_t plan_maps(tk_graph *g)
+{
+    const tk__layout *l = &g->layout;
+    size_t largest = 0;
+    bool remade = false; /* the block before */
+    for (size_t i = 0; i < l->units; i++) {
+        const tk__unit *u = &l->unit[i];
+        g->maker[u->out] = i;
+        g->lazy[u->out] = read_as_input(l, u);
+        if (u->residual == TK__NO_MAP || u->out == (int)l->maps - 1) continue;
+        g->remade[u->out] = remade = !remade;
+        if (remade) largest = max_size(largest, tk__map_floats(&l->map[u->out]));
+    }
+    return largest;
+}
+
+static void carve_maps(tk_graph *g, carver *c)
+{
+    const tk__layout *l = &g->layout;
+    g->spare = carve(c, g->max_batch, plan_maps(g));
+    for (size_t m = 0; m < l->maps; m++)
+        if (g->remade[m])
+            g->act[m] = g->spare;
+        else if (!g->lazy[m])
+            g->act[m] = carve(c, g->max_batch, tk__map_floats(&l->map[m]));
+}
+
 static bool lay_out(tk_graph *g, carver *c)
 {
     const tk__layout *l = &g->layout;
     const needs most = needs_of(g);
     slot_plan slots = {.g = g};
-    for (size_t i = 0; i < l->units; i++)
-        g->maker[l->unit[i].out] = i;
-    for (size_t m = 0; m < l->maps; m++)
-        g->act[m] = m > 0 && l->unit[g->maker[m]].out == (int)m &&
-                            read_as_input(l, &l->unit[g->maker[m]])
-                        ? NULL
-                        : carve(c, g->max_batch, tk__map_floats(&l->map[m]));
+    carve_maps(g, c);
     for (size_t i = 0; i < l->units; i++) {
         const tk__map *out = &l->map[l->unit[i].out];
         g->pre[i] = carve(c, g->max_batch, tk__map_floats(out));
@@ -149,13 +171,12 @@ static bool lay_out(tk_graph *g, carver *c)
         g->scale[i] = carve(c, 1, out->c);
         g->shift[i] = carve(c, 1, out->c);
         if (l->unit[i].pool_after)
-            g->argmax = (int32_t *)(void *)carve(c, g->max_batch, tk__map_floats(out + 1));
+            g->argmax = (uint8_t *)carve(c, g->max_batch, (tk__map_floats(out + 1) + 3) / 4);
     }
     g->features = carve(c, g->max_batch, tk_arch_features(g->arch));
     g->coef = carve(c, 3, most.channels);
     g->sums = carve(c, 1, most.sums);
-    g->packed = carve(c, 1, most.packed);
-    g->partials = carve(c, 1, most.partials);
+    g->packed = g->partials = carve(c, 1, max_size(most.packed, most.partials));
     plan_slots(&slots);
     for (size_t s = 0; s < TK__SLOTS; s++)
         g->slot[s] = carve(c, g->max_batch, slots.floats[s]);
@@ -213,6 +234,14 @@ tk__input tk__graph_input(const tk_graph *g, int m)
     return (tk__input){g->pre[i], g->scale[i], g->shift[i]};
 }
 
+void tk__graph_apply(const tk_graph *g, size_t i)
+{
+    const tk__unit *u = &g->layout.unit[i];
+    const tk__map *out = &g->layout.map[u->out];
+    tk__bn_apply(&g->ex, g->n * out->h * out->w, out->c, g->pre[i], g->scale[i], g->shift[i],
+                 u->residual == TK__NO_MAP ? NULL : g->act[u->residual], u->relu, g->act[u->out]);
+}
+
 /* What follows a block of a unit's convolution while it is in the cache. */
 typedef struct after_conv {
     const tk__kernels *kn;
@@ -267,6 +296,7 @@ static void forward_unit(tk_graph *g, tk_params *params, size_t i)
     after_conv after = {
         g->ex.kn, c, g->pre[i], g->scale[i], g->shift[i], residual, y, g->sums, u->relu};
     const bool batch = g->mode == TK_BN_BATCH;
+    if (g->remade[u->out]) g->spare_holds = u->out;
     if (!batch) {
         use_running(params, u, c, g->mean[i], g->invstd[i]);
         tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], g->scale[i], g->shift[i]);
@@ -283,9 +313,7 @@ static void forward_unit(tk_graph *g, tk_params *params, size_t i)
     if (!batch) return;
     merge_statistics(g, params, i, &geo);
     tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], g->scale[i], g->shift[i]);
-    if (y != NULL)
-        tk__bn_apply(&g->ex, geo.n * geo.oh * geo.ow, c, g->pre[i], g->scale[i], g->shift[i],
-                     residual, u->relu, y);
+    if (y != NULL) tk__graph_apply(g, i);
 }
 
 typedef struct pool_state {

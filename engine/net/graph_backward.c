@@ -6,7 +6,7 @@
 #include "net/graph_internal.h"
 
 typedef struct backward {
-    const tk_graph *g;
+    tk_graph *g;
     const tk_params *params;
     float *out; /* grads, or squares */
     bool squares;
@@ -73,9 +73,18 @@ static void backward_conv(backward *b, size_t i, const float *du)
     b->reached[u->in] = true;
 }
 
+static void need_map(tk_graph *g, int m)
+{
+    if (!g->remade[m] || g->spare_holds == m) return;
+    tk__graph_apply(g, g->maker[m]);
+    g->spare_holds = m;
+}
+
 static void backward_unit(backward *b, size_t i)
 {
     const tk__unit *u = &b->g->layout.unit[i];
+    need_map(b->g, u->in);
+    need_map(b->g, u->out);
     float *du = b->g->slot[b->g->branch_slot[i]];
     backward_norm(b, i, du);
     if (u->residual != TK__NO_MAP) b->reached[u->residual] = true;

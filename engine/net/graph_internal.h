@@ -22,17 +22,22 @@ struct tk_graph {
     /* [max_batch][h][w][c]; 0: a copy of the input. NULL: kept as `pre` of its maker only, and
      * normalised by whoever reads it (tk__graph_input()). */
     float *act[TK__MAX_MAPS];
+    bool lazy[TK__MAX_MAPS]; /* act is NULL */
+    /* Every other block's output is not kept but made anew, in `spare`, when backward comes to it. */
+    bool remade[TK__MAX_MAPS];
+    float *spare;
+    int spare_holds;
     size_t maker[TK__MAX_MAPS]; /* the unit that makes the map; none for 0 and the max pool's */
     float *pre[TK__MAX_UNITS];  /* the convolution's output, before batch norm */
     /* of the last forward: its statistics, and batch norm as pre * scale + shift */
     float *mean[TK__MAX_UNITS], *invstd[TK__MAX_UNITS];
     float *scale[TK__MAX_UNITS], *shift[TK__MAX_UNITS];
-    int32_t *argmax; /* the stem's max pool */
+    uint8_t *argmax; /* the stem's max pool */
     float *features;
     float *coef;     /* 3 * the widest map's channels */
     float *sums;     /* statistics by chunk */
-    float *packed;   /* weights of the unit at work */
-    float *partials; /* weight gradient by chunk */
+    float *packed;   /* weights of the unit at work, */
+    float *partials; /* or its weight gradient by chunk: the same memory */
     float *slot[TK__SLOTS];        /* gradients of maps, which take turns */
     int grad_slot[TK__MAX_MAPS];   /* that of a map */
     int branch_slot[TK__MAX_UNITS]; /* that of a unit's convolution's output */
@@ -41,6 +46,8 @@ struct tk_graph {
 /* Geometry of a unit for n images. */
 tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n);
 
+/* y of unit i from its convolution's output. */
+void tk__graph_apply(const tk_graph *g, size_t i);
 /* Map m as the convolutions read it. */
 tk__input tk__graph_input(const tk_graph *g, int m);
 

@@ -253,7 +253,7 @@ static void normalising_inputs_gives_the_bits_of_a_normalised_map(void **state)
     each_isa(check_inputs);
 }
 
-static void run_pool(const tk__kernels *kn, const tk__pool_shape *s, float *y, int32_t *arg,
+static void run_pool(const tk__kernels *kn, const tk__pool_shape *s, float *y, uint8_t *arg,
                      float *dx)
 {
     float *x = normals(s->ih * s->iw * s->c, 7), *dy = normals(s->oh * s->ow * s->c, 8);
@@ -274,7 +274,7 @@ static void check_pools(void)
             const tk__pool_shape s = {side, side + 1, (side + 1) / 2, (side + 2) / 2, widths[w]};
             const size_t in = s.ih * s.iw * s.c, out = s.oh * s.ow * s.c;
             float *y = zeros(out), *want_y = zeros(out), *dx = zeros(in), *want_dx = zeros(in);
-            int32_t *arg = tk_calloc(out, sizeof *arg), *want_arg = tk_calloc(out, sizeof *arg);
+            uint8_t *arg = tk_calloc(out, sizeof *arg), *want_arg = tk_calloc(out, sizeof *arg);
             run_pool(&tk__kernels_scalar, &s, want_y, want_arg, want_dx);
             run_pool(tk__kernels_get(), &s, y, arg, dx);
             assert_memory_equal(y, want_y, out * sizeof *y);
@@ -297,7 +297,7 @@ static void max_pool_takes_the_first_of_equals_and_nan(void **state)
     const tk__pool_shape s = {2, 2, 1, 1, 2}; /* taps 4, 5, 7, 8 lie inside */
     const float x[] = {1, 1, 3, NAN, 3, 9, 2, 9};
     float y[2];
-    int32_t arg[2];
+    uint8_t arg[2];
     tk__kernels_scalar.max_pool(&s, 0, 1, &(tk__input){.x = x}, y, arg);
     assert_true(near(y[0], 3, 0));
     assert_int_equal(arg[0], 5);

@@ -303,7 +303,7 @@ static void check_pools(void)
     const tk__pool_shape s = {5, 6, 3, 3, 17};
     const size_t nx = s.ih * s.iw * s.c, ny = s.oh * s.ow * s.c;
     float *x = zeros(nx), *y = zeros(2 * ny), *r = normals(ny, 2), *dx = zeros(nx);
-    int32_t *arg = tk_calloc(ny, sizeof *arg);
+    uint8_t *arg = tk_calloc(ny, sizeof *arg);
     for (size_t i = 0; i < nx; i++) /* all differ by at least 1 within a window */
         x[i] = (float)(i * 7919 % 1009);
     kn->max_pool(&s, 0, s.oh, &(tk__input){.x = x}, y, arg);
