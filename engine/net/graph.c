@@ -86,47 +86,104 @@ static bool read_as_input(const tk__layout *l, const tk__unit *u)
     return true;
 }
 
-/* Gradients of maps take turns in a few slots. The gradient of a unit's output, once masked by its
- * ReLU, *is* the gradient that its residual map gets from there, so the slot passes to that map; the
- * convolutions that read the map add to it. Walks as backward does. */
-typedef struct slot_plan {
-    tk_graph *g;
-    bool busy[TK__SLOTS];
-    size_t floats[TK__SLOTS]; /* of one image */
-} slot_plan;
+/* Gradients of maps, and the spare map, take turns in one piece of memory. The gradient of a unit's
+ * output, once masked by its ReLU, *is* the gradient that its residual map gets from there; the
+ * convolutions that read the map add to it. A stay is the time that one of them needs its place, in
+ * steps of a walk that goes as backward does. */
+typedef struct stay {
+    size_t floats, from, to, at;
+} stay;
 
-static int take_slot(slot_plan *p, int map)
+typedef struct turns {
+    tk_graph *g;
+    stay stays[TK__MAX_MAPS + TK__MAX_UNITS + 1];
+    size_t count, step;
+    size_t of_map[TK__MAX_MAPS], of_branch[TK__MAX_UNITS], spare;
+} turns;
+
+static size_t begin_stay(turns *t, size_t floats_of_image)
 {
-    const size_t need = tk__map_floats(&p->g->layout.map[map]);
-    int s = 0;
-    while (s < TK__SLOTS && p->busy[s])
-        s++;
-    assert(s < TK__SLOTS); /* three gradients live at most */
-    p->busy[s] = true;
-    p->floats[s] = max_size(p->floats[s], need);
-    return s;
+    t->stays[t->count] = (stay){.floats = t->g->max_batch * floats_of_image, .from = t->step};
+    return t->count++;
 }
 
-static void plan_slots(slot_plan *p)
+static size_t begin_map(turns *t, int map)
 {
-    tk_graph *g = p->g;
-    const tk__layout *l = &g->layout;
-    int *of = g->grad_slot;
-    for (size_t m = 0; m < l->maps; m++)
-        of[m] = -1;
-    of[l->maps - 1] = take_slot(p, (int)l->maps - 1);
-    for (size_t i = l->units; i-- > 0;) {
+    return begin_stay(t, tk__map_floats(&t->g->layout.map[map]));
+}
+
+static void end_stay(turns *t, size_t s)
+{
+    t->stays[s].to = t->step;
+}
+
+static void find_stays(turns *t, size_t spare_floats)
+{
+    const tk__layout *l = &t->g->layout;
+    bool reached[TK__MAX_MAPS] = {0};
+    t->spare = begin_stay(t, spare_floats);
+    t->of_map[l->maps - 1] = begin_map(t, (int)l->maps - 1);
+    for (size_t i = l->units; i-- > 0; t->step += 2) {
         const tk__unit *u = &l->unit[i];
-        if (u->pool_after) {
-            of[u->out] = take_slot(p, u->out);
-            p->busy[of[u->out + 1]] = false;
+        if (u->pool_after) { /* all that needed the spare map is done */
+            end_stay(t, t->spare);
+            t->step++;
+            t->of_map[u->out] = begin_map(t, u->out);
+            end_stay(t, t->of_map[u->out + 1]);
+            t->step++;
         }
         const bool joins = u->residual != TK__NO_MAP;
-        g->branch_slot[i] = joins ? take_slot(p, u->out) : of[u->out];
-        if (joins) of[u->residual] = of[u->out];
-        if (u->in != TK__INPUT_MAP && of[u->in] < 0) of[u->in] = take_slot(p, u->in);
-        p->busy[g->branch_slot[i]] = false;
+        t->of_branch[i] = joins ? begin_map(t, u->out) : t->of_map[u->out];
+        if (joins) {
+            t->of_map[u->residual] = t->of_map[u->out];
+            reached[u->residual] = true;
+        }
+        if (u->in != TK__INPUT_MAP && !reached[u->in]) {
+            t->of_map[u->in] = begin_map(t, u->in);
+            reached[u->in] = true;
+        }
+        end_stay(t, t->of_branch[i]);
     }
+    if (!l->unit[0].pool_after) end_stay(t, t->spare);
+}
+
+/* The lowest place for stay s that no placed one of its time overlaps. */
+static void place_stay(turns *t, size_t s, const bool *placed)
+{
+    stay *me = &t->stays[s];
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (size_t i = 0; i < t->count; i++) {
+            const stay *o = &t->stays[i];
+            if (!placed[i] || o->to < me->from || o->from > me->to) continue;
+            if (o->at + o->floats <= me->at || me->at + me->floats <= o->at) continue;
+            me->at = (o->at + o->floats + 15) / 16 * 16;
+            moved = true;
+        }
+    }
+}
+
+/* Places the largest first; returns the floats that all need. */
+static size_t plan_turns(tk_graph *g, size_t spare_floats)
+{
+    turns t = {.g = g};
+    bool placed[sizeof t.stays / sizeof *t.stays] = {0};
+    size_t floats = 0;
+    find_stays(&t, spare_floats);
+    for (size_t n = 0; n < t.count; n++) {
+        size_t s = t.count;
+        for (size_t i = 0; i < t.count; i++)
+            if (!placed[i] && (s == t.count || t.stays[i].floats > t.stays[s].floats)) s = i;
+        place_stay(&t, s, placed);
+        placed[s] = true;
+        floats = max_size(floats, t.stays[s].at + t.stays[s].floats);
+    }
+    for (size_t m = 0; m < g->layout.maps; m++)
+        g->grad_at[m] = t.stays[t.of_map[m]].at;
+    for (size_t i = 0; i < g->layout.units; i++)
+        g->branch_at[i] = t.stays[t.of_branch[i]].at;
+    g->spare_at = t.stays[t.spare].at;
+    return floats;
 }
 
 /* Which maps are not kept, and the floats of the largest that is made anew. */
@@ -149,10 +206,10 @@ static size_t plan_maps(tk_graph *g)
 static void carve_maps(tk_graph *g, carver *c)
 {
     const tk__layout *l = &g->layout;
-    g->spare = carve(c, g->max_batch, plan_maps(g));
+    g->turns = carve(c, 1, plan_turns(g, plan_maps(g)));
     for (size_t m = 0; m < l->maps; m++)
         if (g->remade[m])
-            g->act[m] = g->spare;
+            g->act[m] = g->turns + g->spare_at;
         else if (!g->lazy[m])
             g->act[m] = carve(c, g->max_batch, tk__map_floats(&l->map[m]));
 }
@@ -161,7 +218,6 @@ static bool lay_out(tk_graph *g, carver *c)
 {
     const tk__layout *l = &g->layout;
     const needs most = needs_of(g);
-    slot_plan slots = {.g = g};
     carve_maps(g, c);
     for (size_t i = 0; i < l->units; i++) {
         const tk__map *out = &l->map[l->unit[i].out];
@@ -177,9 +233,6 @@ static bool lay_out(tk_graph *g, carver *c)
     g->coef = carve(c, 3, most.channels);
     g->sums = carve(c, 1, most.sums);
     g->packed = g->partials = carve(c, 1, max_size(most.packed, most.partials));
-    plan_slots(&slots);
-    for (size_t s = 0; s < TK__SLOTS; s++)
-        g->slot[s] = carve(c, g->max_batch, slots.floats[s]);
     g->ex.scratch_each = (most.scratch + 15) / 16 * 16;
     g->ex.scratch = carve(c, tk_pool_threads(g->ex.pool), g->ex.scratch_each);
     return !c->overflow;

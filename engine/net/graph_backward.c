@@ -15,7 +15,7 @@ typedef struct backward {
 
 static float *gradient(const backward *b, int map)
 {
-    return b->g->slot[b->g->grad_slot[map]];
+    return b->g->turns + b->g->grad_at[map];
 }
 
 static float *param_out(const backward *b, size_t index)
@@ -85,7 +85,7 @@ static void backward_unit(backward *b, size_t i)
     const tk__unit *u = &b->g->layout.unit[i];
     need_map(b->g, u->in);
     need_map(b->g, u->out);
-    float *du = b->g->slot[b->g->branch_slot[i]];
+    float *du = b->g->turns + b->g->branch_at[i];
     backward_norm(b, i, du);
     if (u->residual != TK__NO_MAP) b->reached[u->residual] = true;
     backward_conv(b, i, du);
@@ -110,6 +110,7 @@ static void max_pool_task(void *ctx, size_t image, size_t thread)
 
 static void backward_max_pool(backward *b, int in)
 {
+    b->g->spare_holds = TK__NO_MAP; /* the stem's gradient takes its place */
     const tk__map *x = &b->g->layout.map[in], *y = x + 1;
     pool_state s = {.b = b,
                     .shape = {x->h, x->w, y->h, y->w, x->c},

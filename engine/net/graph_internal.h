@@ -6,9 +6,6 @@
 #include "net/layout.h"
 #include "net/norm.h"
 
-/* Gradients that live at once: of a unit's output, of its convolution, and of its input. */
-enum { TK__SLOTS = 3 };
-
 struct tk_graph {
     tk_arch arch;
     tk__layout layout;
@@ -23,10 +20,13 @@ struct tk_graph {
      * normalised by whoever reads it (tk__graph_input()). */
     float *act[TK__MAX_MAPS];
     bool lazy[TK__MAX_MAPS]; /* act is NULL */
-    /* Every other block's output is not kept but made anew, in `spare`, when backward comes to it. */
+    /* Every other block's output is not kept but made anew when backward comes to it, in the memory
+     * of the gradients, which take turns there. */
     bool remade[TK__MAX_MAPS];
-    float *spare;
-    int spare_holds;
+    int spare_holds; /* the map that is there now */
+    float *turns;
+    size_t spare_at, grad_at[TK__MAX_MAPS]; /* floats from `turns` on */
+    size_t branch_at[TK__MAX_UNITS];        /* of the gradient of a unit's convolution's output */
     size_t maker[TK__MAX_MAPS]; /* the unit that makes the map; none for 0 and the max pool's */
     float *pre[TK__MAX_UNITS];  /* the convolution's output, before batch norm */
     /* of the last forward: its statistics, and batch norm as pre * scale + shift */
@@ -38,9 +38,6 @@ struct tk_graph {
     float *sums;     /* statistics by chunk */
     float *packed;   /* weights of the unit at work, */
     float *partials; /* or its weight gradient by chunk: the same memory */
-    float *slot[TK__SLOTS];        /* gradients of maps, which take turns */
-    int grad_slot[TK__MAX_MAPS];   /* that of a map */
-    int branch_slot[TK__MAX_UNITS]; /* that of a unit's convolution's output */
 };
 
 /* Geometry of a unit for n images. */
