@@ -75,6 +75,14 @@ static void max_pool_dx(const tk__pool_shape *s, const float *dy, const uint8_t 
         }
 }
 
+/* For tables without a transposition of their own. */
+static inline void transpose_plainly(const float *from, size_t ld, float *to, size_t to_ld)
+{
+    for (size_t i = 0; i < TK__LANES; i++)
+        for (size_t j = 0; j < TK__LANES; j++)
+            to[j * to_ld + i] = from[i * ld + j];
+}
+
 static void avg_pool(size_t rows, size_t c, const float *x, float *restrict y)
 {
     memset(y, 0, c * sizeof *y);

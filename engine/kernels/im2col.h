@@ -76,8 +76,7 @@ static inline void copy_taps(const tk__conv *g, const tk__input *in, const float
                              ptrdiff_t ix, ptrdiff_t iy0, size_t k0, size_t kc, float *out)
 {
     const size_t run = g->kx * g->ic, line = g->iw * g->ic;
-    const bool inside =
-        in->scale == NULL && ix >= 0 && ix + (ptrdiff_t)g->kx <= (ptrdiff_t)g->iw;
+    const bool inside = in->scale == NULL && ix >= 0 && ix + (ptrdiff_t)g->kx <= (ptrdiff_t)g->iw;
     for (size_t ty = k0 / run; ty * run < k0 + kc; ty++) {
         const size_t e0 = ty * run < k0 ? k0 - ty * run : 0;
         const size_t e1 = (ty + 1) * run <= k0 + kc ? run : k0 + kc - ty * run;

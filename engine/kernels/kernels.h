@@ -34,8 +34,8 @@ typedef struct tk__gemm {
 } tk__gemm;
 
 enum {
-    TK__LANES = 16,  /* panels are padded to this many columns */
-    TK__NR_MAX = 64, /* the widest panel of any instruction set */
+    TK__LANES = 16,   /* panels are padded to this many columns */
+    TK__NR_MAX = 64,  /* the widest panel of any instruction set */
     TK__MAX_C = 2048, /* channels that a normalised input or a Winograd transform may have */
 };
 
@@ -58,8 +58,8 @@ typedef struct tk__input {
     const float *x, *scale, *shift;
 } tk__input;
 
-/* Where a ReLU let nothing through: act <= 0, or, without `act`, u * scale + shift <= 0 for the u at
- * hand, or nowhere (all NULL). A NaN lets through, as in PyTorch. */
+/* Where a ReLU let nothing through: act <= 0, or, without `act`, u * scale + shift <= 0 for the u
+ * at hand, or nowhere (all NULL). A NaN lets through, as in PyTorch. */
 typedef struct tk__mask {
     const float *act, *scale, *shift;
 } tk__mask;
@@ -94,8 +94,12 @@ typedef struct tk__kernels {
     void (*im2col)(const tk__conv *geo, const tk__input *in, size_t m0, size_t rows, size_t k0,
                    size_t kc, float *out, size_t pitch);
 
+    /* 16 x 16: to[j * to_ld + i] = from[i * ld + j] */
+    void (*transpose)(const float *from, size_t ld, float *to, size_t to_ld);
+
     /* Winograd's transforms. Input: tiles, all channels, to v. */
-    void (*wino_input)(const tk__wino *w, const tk__input *in, float *v, size_t pitch, size_t point);
+    void (*wino_input)(const tk__wino *w, const tk__input *in, float *v, size_t pitch,
+                       size_t point);
     /* Tiles of the output's gradient to v, for the weight gradient. */
     void (*wino_dy)(const tk__wino *w, const float *dy, float *v, size_t pitch, size_t point);
     /* Products u, whose column 0 is output channel c0, to y. */

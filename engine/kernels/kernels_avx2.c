@@ -132,5 +132,11 @@ static void gemm(const tk__gemm *g)
     }
 }
 
-const tk__kernels tk__kernels_avx2 = {
-    .name = "avx2", .nr = NR, .mr = MR, .gemm = gemm, TK__NORM, TK__WINOGRAD, TK__ELEMENTWISE};
+const tk__kernels tk__kernels_avx2 = {.name = "avx2",
+                                      .nr = NR,
+                                      .mr = MR,
+                                      .gemm = gemm,
+                                      .transpose = transpose_plainly,
+                                      TK__NORM,
+                                      TK__WINOGRAD,
+                                      TK__ELEMENTWISE};

@@ -166,5 +166,44 @@ static void gemm(const tk__gemm *g)
     }
 }
 
-const tk__kernels tk__kernels_avx512 = {
-    .name = "avx512", .nr = NR, .mr = MR, .gemm = gemm, TK__NORM, TK__WINOGRAD, TK__ELEMENTWISE};
+/* Four rounds of interleaving: pairs of lanes, of twos, of fours, of eights. */
+static void transpose(const float *from, size_t ld, float *to, size_t to_ld)
+{
+    __m512 a[VL], b[VL];
+    TK__UNROLL
+    for (size_t i = 0; i < VL; i++)
+        a[i] = _mm512_loadu_ps(from + i * ld);
+    TK__UNROLL
+    for (size_t i = 0; i < VL; i += 2) {
+        b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    TK__UNROLL
+    for (size_t i = 0; i < VL; i += 4) {
+        a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44);
+        a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xee);
+        a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+        a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xee);
+    }
+    TK__UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        b[i] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_f32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+    TK__UNROLL
+    for (size_t i = 0; i < 8; i++) {
+        _mm512_storeu_ps(to + i * to_ld, _mm512_shuffle_f32x4(b[i], b[i + 8], 0x88));
+        _mm512_storeu_ps(to + (i + 8) * to_ld, _mm512_shuffle_f32x4(b[i], b[i + 8], 0xdd));
+    }
+}
+
+const tk__kernels tk__kernels_avx512 = {.name = "avx512",
+                                        .nr = NR,
+                                        .mr = MR,
+                                        .gemm = gemm,
+                                        .transpose = transpose,
+                                        TK__NORM,
+                                        TK__WINOGRAD,
+                                        TK__ELEMENTWISE};

@@ -73,5 +73,11 @@ static void gemm(const tk__gemm *g)
         gemm_row(g, i);
 }
 
-const tk__kernels tk__kernels_scalar = {
-    .name = "scalar", .nr = NR, .mr = 1, .gemm = gemm, TK__NORM, TK__WINOGRAD, TK__ELEMENTWISE};
+const tk__kernels tk__kernels_scalar = {.name = "scalar",
+                                        .nr = NR,
+                                        .mr = 1,
+                                        .gemm = gemm,
+                                        .transpose = transpose_plainly,
+                                        TK__NORM,
+                                        TK__WINOGRAD,
+                                        TK__ELEMENTWISE};

@@ -13,7 +13,7 @@ enum { NORM_VECS = 4 };
 /* Calls f(vectors, first channel, ...) for all of c, a multiple of TK__LANES. */
 #define NORM_EACH(c, f, ...)                                                                       \
     for (size_t j0 = 0; j0 < (c);) {                                                               \
-        const size_t nv = ((c) - j0) / VL;                                                         \
+        const size_t nv = ((c)-j0) / VL;                                                           \
         if (nv >= 4) {                                                                             \
             f(4, j0, __VA_ARGS__);                                                                 \
             j0 += (size_t)4 * VL;                                                                  \
@@ -50,11 +50,11 @@ TK__INLINE void bn_apply_v(size_t nv, size_t j0, size_t rows, size_t c, const fl
     norm_load(nv, shift + j0, t);
     for (size_t r = 0, at = j0; r < rows; r++, at += c)
         TK__UNROLL
-        for (size_t k = 0; k < nv; k++) {
-            vec v = vec_load(u + at + k * VL) * s[k] + t[k];
-            if (residual != NULL) v = v + vec_load(residual + at + k * VL);
-            vec_store(y + at + k * VL, relu ? vec_relu(v) : v);
-        }
+    for (size_t k = 0; k < nv; k++) {
+        vec v = vec_load(u + at + k * VL) * s[k] + t[k];
+        if (residual != NULL) v = v + vec_load(residual + at + k * VL);
+        vec_store(y + at + k * VL, relu ? vec_relu(v) : v);
+    }
 }
 
 static void bn_apply(size_t rows, size_t c, const float *u, const float *scale, const float *shift,
@@ -75,8 +75,8 @@ TK__INLINE void moments_v(size_t nv, size_t j0, size_t rows, size_t c, const flo
     norm_load(nv, NULL, squares);
     for (size_t r = 0, at = j0; r < rows; r++, at += c)
         TK__UNROLL
-        for (size_t k = 0; k < nv; k++)
-            sum[k] = sum[k] + vec_load(u + at + k * VL);
+    for (size_t k = 0; k < nv; k++)
+        sum[k] = sum[k] + vec_load(u + at + k * VL);
     TK__UNROLL
     for (size_t k = 0; k < nv; k++) {
         sum[k] = sum[k] * vec_set(1.0f / (float)rows);
@@ -84,10 +84,10 @@ TK__INLINE void moments_v(size_t nv, size_t j0, size_t rows, size_t c, const flo
     }
     for (size_t r = 0, at = j0; r < rows; r++, at += c)
         TK__UNROLL
-        for (size_t k = 0; k < nv; k++) {
-            const vec d = vec_load(u + at + k * VL) - sum[k];
-            squares[k] = squares[k] + d * d;
-        }
+    for (size_t k = 0; k < nv; k++) {
+        const vec d = vec_load(u + at + k * VL) - sum[k];
+        squares[k] = squares[k] + d * d;
+    }
     TK__UNROLL
     for (size_t k = 0; k < nv; k++)
         vec_store(m2 + j0 + k * VL, squares[k]);
@@ -136,14 +136,14 @@ TK__INLINE void bn_sums_v(size_t nv, size_t j0, const norm_back *b, norm_mask ki
     norm_load(nv, sum_gu + j0, sgu);
     for (size_t r = 0, at = j0; r < b->rows; r++, at += b->c)
         TK__UNROLL
-        for (size_t k = 0; k < nv; k++) {
-            const vec u = vec_load(b->u + at + k * VL);
-            const vec g = masked(b, kind, at + k * VL, u, s[k], t[k]);
-            if (b->g_out != NULL) vec_store(b->g_out + at + k * VL, g);
-            if (ka != NULL) vec_store(du + at + k * VL, g * a[k]);
-            sg[k] = sg[k] + g;
-            sgu[k] = sgu[k] + g * (u - m[k]);
-        }
+    for (size_t k = 0; k < nv; k++) {
+        const vec u = vec_load(b->u + at + k * VL);
+        const vec g = masked(b, kind, at + k * VL, u, s[k], t[k]);
+        if (b->g_out != NULL) vec_store(b->g_out + at + k * VL, g);
+        if (ka != NULL) vec_store(du + at + k * VL, g * a[k]);
+        sg[k] = sg[k] + g;
+        sgu[k] = sgu[k] + g * (u - m[k]);
+    }
     TK__UNROLL
     for (size_t k = 0; k < nv; k++) {
         vec_store(sum_g + j0 + k * VL, sg[k]);
@@ -193,11 +193,11 @@ TK__INLINE void bn_dx_v(size_t nv, size_t j0, const norm_back *b, norm_mask kind
     norm_load(nv, kc + j0, z);
     for (size_t r = 0, at = j0; r < b->rows; r++, at += b->c)
         TK__UNROLL
-        for (size_t k = 0; k < nv; k++) {
-            const vec u = vec_load(b->u + at + k * VL);
-            const vec g = masked(b, kind, at + k * VL, u, s[k], t[k]);
-            vec_store(du + at + k * VL, g * x[k] + u * y[k] + z[k]);
-        }
+    for (size_t k = 0; k < nv; k++) {
+        const vec u = vec_load(b->u + at + k * VL);
+        const vec g = masked(b, kind, at + k * VL, u, s[k], t[k]);
+        vec_store(du + at + k * VL, g * x[k] + u * y[k] + z[k]);
+    }
 }
 
 static void bn_dx(size_t rows, size_t c, const float *dy, const tk__mask *mask, const float *u,

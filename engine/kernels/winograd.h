@@ -199,8 +199,7 @@ TK__INLINE void wino_input_m(const tk__wino *w, size_t m, const tk__input *in, f
     }
 }
 
-static void wino_input(const tk__wino *w, const tk__input *in, float *v, size_t pitch,
-                       size_t point)
+static void wino_input(const tk__wino *w, const tk__input *in, float *v, size_t pitch, size_t point)
 {
     if (w->m == 2)
         wino_input_m(w, 2, in, v, pitch, point);

@@ -64,29 +64,25 @@ static void pack_straight(const pack_job *job, const float *src, size_t j0, size
                           size_t width, float *out)
 {
     for (size_t p = 0; p < job->rows; p++, out += width) {
-        const float *row = src + p * job->rs + j0;
-        for (size_t j = 0; j < cols; j++)
-            out[j] = job->scale != NULL ? row[j] * job->scale[j0 + j] : row[j];
+        memcpy(out, src + p * job->rs + j0, cols * sizeof *out);
+        for (size_t j = 0; job->scale != NULL && j < cols; j++)
+            out[j] *= job->scale[j0 + j];
         for (size_t j = cols; j < width; j++)
             out[j] = 0.0f;
     }
 }
 
-/* Columns lie apart, rows beside each other: 16 rows at a time, so that a line is read once. */
+/* Columns lie apart, rows beside each other: 16 x 16 at a time, and what is left one by one. */
 static void pack_transposed(const pack_job *job, const float *src, size_t j0, size_t cols,
                             size_t width, float *out)
 {
-    for (size_t p0 = 0; p0 < job->rows; p0 += 16) {
-        const size_t p1 = min_size(p0 + 16, job->rows);
-        for (size_t j = 0; j < cols; j++) {
-            const float *col = src + (j0 + j) * job->cs;
-            for (size_t p = p0; p < p1; p++)
-                out[p * width + j] = col[p];
-        }
-        for (size_t p = p0; p < p1; p++)
-            for (size_t j = cols; j < width; j++)
-                out[p * width + j] = 0.0f;
-    }
+    const size_t rows = job->rows / TK__LANES * TK__LANES, whole = cols / TK__LANES * TK__LANES;
+    for (size_t p = 0; p < rows; p += TK__LANES)
+        for (size_t j = 0; j < whole; j += TK__LANES)
+            job->kn->transpose(src + (j0 + j) * job->cs + p, job->cs, out + p * width + j, width);
+    for (size_t p = 0; p < job->rows; p++)
+        for (size_t j = p < rows ? whole : 0; j < width; j++)
+            out[p * width + j] = j < cols ? src[(j0 + j) * job->cs + p] : 0.0f;
 }
 
 static void pack_task(void *ctx, size_t task, size_t thread)

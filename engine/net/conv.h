@@ -40,8 +40,8 @@ typedef struct tk__conv_job {
 } tk__conv_job;
 
 /* The tile size (0, 2 or 4) that should be fastest for a geometry of which some `images` pass
- * through at a time. A function of its arguments only: the same network gives the same bits on every
- * machine with the same kernels, and whatever the batch. */
+ * through at a time. A function of its arguments only: the same network gives the same bits on
+ * every machine with the same kernels, and whatever the batch. */
 size_t tk__conv_choose(const tk__conv *geo, size_t images);
 
 /* Rows per block when `post` is set; blocks = ceil(rows / this). Depends on the geometry only. */

@@ -40,9 +40,6 @@ struct tk_graph {
     float *partials; /* or its weight gradient by chunk: the same memory */
 };
 
-/* Geometry of a unit for n images. */
-tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n);
-
 /* y of unit i from its convolution's output. */
 void tk__graph_apply(const tk_graph *g, size_t i);
 /* Map m as the convolutions read it. */

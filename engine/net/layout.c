@@ -94,3 +94,22 @@ size_t tk__map_floats(const tk__map *map)
 {
     return map->h * map->w * map->c;
 }
+
+tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n)
+{
+    const tk__map *in = &l->map[u->in], *out = &l->map[u->out];
+    tk__conv geo = {.n = n,
+                    .ih = in->h,
+                    .iw = in->w,
+                    .ic = in->c,
+                    .oh = out->h,
+                    .ow = out->w,
+                    .oc = out->c,
+                    .ky = u->k,
+                    .kx = u->k,
+                    .stride = u->stride,
+                    .pad_y = (ptrdiff_t)u->pad,
+                    .pad_x = (ptrdiff_t)u->pad};
+    geo.winograd = tk__conv_choose(&geo, l->images);
+    return geo;
+}

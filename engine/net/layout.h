@@ -4,6 +4,7 @@
 #define NET_LAYOUT_H
 
 #include "engine/net.h"
+#include "net/conv.h"
 
 enum { TK__MAX_UNITS = 64, TK__MAX_MAPS = 66, TK__NO_MAP = -1, TK__INPUT_MAP = 0 };
 
@@ -33,6 +34,8 @@ typedef struct tk__layout {
 } tk__layout;
 
 void tk__layout_init(tk__layout *l, tk_arch arch, size_t px, size_t images);
+/* Geometry of a unit for n images. */
+tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n);
 /* Floats of one image's map. */
 size_t tk__map_floats(const tk__map *map);
 

@@ -1,5 +1,6 @@
 /* The linear layer on the matrix product kernel: one operand is packed into a panel on the stack, a
- * block of its rows at a time. Packing does not pay for a single image, whose rows are read in place. */
+ * block of its rows at a time. Packing does not pay for a single image, whose rows are read in
+ * place. */
 #include "engine/linear.h"
 
 #include <assert.h>

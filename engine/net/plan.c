@@ -10,9 +10,10 @@
 #include "net/graph_internal.h"
 
 enum {
-    SLOTS = 4,       /* maps alive at once within a segment: a block's input, shortcut, branch, next */
+    SLOTS = 4, /* maps alive at once within a segment: a block's input, shortcut, branch, next */
     MAX_SEGMENTS = 16,
-    GROUP_FLOATS = 3 << 19, /* what a unit of a segment reads and writes: a part of the last cache */
+    GROUP_FLOATS =
+        3 << 19, /* what a unit of a segment reads and writes: a part of the last cache */
 };
 
 /* Consecutive blocks that a group of images passes through before the next group follows, so that
@@ -229,7 +230,8 @@ static void max_pool_task(void *ctx, size_t task, size_t thread)
     (void)thread;
     const size_t image = task / s->strips, strip = task % s->strips;
     s->kn->max_pool(p, strip * p->oh / s->strips, (strip + 1) * p->oh / s->strips,
-                    &(tk__input){.x = s->x + image * p->ih * p->iw * p->c}, s->y + image * p->oh * p->ow * p->c, NULL);
+                    &(tk__input){.x = s->x + image * p->ih * p->iw * p->c},
+                    s->y + image * p->oh * p->ow * p->c, NULL);
 }
 
 static void avg_pool_task(void *ctx, size_t image, size_t thread)
@@ -254,16 +256,15 @@ static void run_unit(const tk_plan *p, size_t s, size_t i, size_t i0, size_t n, 
     const tk__layout *l = &p->layout;
     const tk__unit *u = &l->unit[i];
     float *y = map_at(p, s, u->out, i0);
-    tk__conv_run(
-        &p->ex,
-        &(tk__conv_job){.geo = tk__unit_geo(l, u, n),
-                        .in = {.x = u->in == TK__INPUT_MAP ? x : map_at(p, s, u->in, i0)},
-                        .packed = p->packed[i],
-                        .y = y,
-                        .relu = u->relu,
-                        .bias = p->bias[i],
-                        .residual =
-                            u->residual == TK__NO_MAP ? NULL : map_at(p, s, u->residual, i0)});
+    tk__conv_run(&p->ex,
+                 &(tk__conv_job){
+                     .geo = tk__unit_geo(l, u, n),
+                     .in = {.x = u->in == TK__INPUT_MAP ? x : map_at(p, s, u->in, i0)},
+                     .packed = p->packed[i],
+                     .y = y,
+                     .relu = u->relu,
+                     .bias = p->bias[i],
+                     .residual = u->residual == TK__NO_MAP ? NULL : map_at(p, s, u->residual, i0)});
     if (!u->pool_after) return;
     const tk__map *a = &l->map[u->out], *b = a + 1;
     pool_state pool = {.kn = p->ex.kn,

@@ -1,5 +1,5 @@
-/* Winograd convolutions: packing, forward (which is the data gradient too, with flipped weights) and
- * the weight gradient. Tasks work on blocks of tiles whose transforms stay in the cache. */
+/* Winograd convolutions: packing, forward (which is the data gradient too, with flipped weights)
+ * and the weight gradient. Tasks work on blocks of tiles whose transforms stay in the cache. */
 #include "net/winograd.h"
 
 #include <string.h>
@@ -53,14 +53,18 @@ typedef struct pack_state {
     float *packed;
 } pack_state;
 
-/* 16 x 16 weights of every tap, rows by input channel. */
+/* 16 x 16 weights of every tap, rows by input channel. One of the strides is 1. */
 static void gather(const pack_state *s, size_t i0, size_t j0, float *block)
 {
-    for (size_t t = 0; t < 9; t++) {
+    for (size_t t = 0; t < 9; t++, block += TK__LANES * TK__LANES) {
         const float *src = s->tap[t] + i0 * s->rs + j0 * s->cs;
-        for (size_t i = 0; i < TK__LANES; i++, block += TK__LANES)
-            for (size_t j = 0; j < TK__LANES; j++)
-                block[j] = src[i * s->rs + j * s->cs] * (s->scale != NULL ? s->scale[j0 + j] : 1.0f);
+        if (s->cs != 1)
+            s->kn->transpose(src, s->cs, block, TK__LANES);
+        else
+            for (size_t i = 0; i < TK__LANES; i++)
+                memcpy(block + i * TK__LANES, src + i * s->rs, TK__LANES * sizeof *block);
+        for (size_t i = 0; s->scale != NULL && i < TK__LANES * TK__LANES; i++)
+            block[i] *= s->scale[j0 + i % TK__LANES];
     }
 }
 
@@ -334,8 +338,8 @@ static void product_task(void *ctx, size_t task, size_t thread)
     const size_t ic = s->all.geo.ic, oc = s->all.geo.oc, p = task / s->slices;
     const size_t rows = div_up(ic, s->slices), i0 = task % s->slices * rows;
     if (i0 >= ic) return;
-    point_product(s, s->v + p * (s->held * ic + SKEW), s->w + p * (s->held * oc + SKEW), s->held, i0,
-                  min_size(i0 + rows, ic), s->t0 > 0, s->du + p * ic * oc);
+    point_product(s, s->v + p * (s->held * ic + SKEW), s->w + p * (s->held * oc + SKEW), s->held,
+                  i0, min_size(i0 + rows, ic), s->t0 > 0, s->du + p * ic * oc);
 }
 
 /* One row (input channel) of dW from the sum of the chunks' du, which are added in order. */

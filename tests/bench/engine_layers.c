@@ -73,7 +73,8 @@ static void run_infer(void *ctx)
 static void run_forward(void *ctx)
 {
     layer *l = ctx;
-    tk__conv_run(&l->ex, &(tk__conv_job){.geo = l->geo, .in = {.x = l->x}, .packed = l->packed, .y = l->y});
+    tk__conv_run(&l->ex,
+                 &(tk__conv_job){.geo = l->geo, .in = {.x = l->x}, .packed = l->packed, .y = l->y});
 }
 
 /* y serves as dy, and x is overwritten with its gradient. */
@@ -113,8 +114,8 @@ static void measure(layer *l, const char *pass, bench_fn *run, bool all_of_x, do
     const double ms = bench_median_ms(run, l, seconds, NULL);
     /* of the direct method, which multiplies padding too */
     const double flops = 2.0 * (double)size_y(g) * (double)(g->ky * g->kx * g->ic);
-    printf("%zu,%zu,%zu,%zu,%zu,%zu,%zu,%s,%.5f,%.6g,%.6g\n", l->units, g->ih, g->ic, g->oc,
-           g->ky, g->stride, g->winograd, pass, ms, flops / 1e9, compulsory_bytes(g, all_of_x) / 1e9);
+    printf("%zu,%zu,%zu,%zu,%zu,%zu,%zu,%s,%.5f,%.6g,%.6g\n", l->units, g->ih, g->ic, g->oc, g->ky,
+           g->stride, g->winograd, pass, ms, flops / 1e9, compulsory_bytes(g, all_of_x) / 1e9);
     fflush(stdout);
 }
 

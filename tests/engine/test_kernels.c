@@ -218,10 +218,34 @@ static void average_pool_gives_the_scalar_bits(void **state)
     each_isa(check_avg_pools);
 }
 
+static void check_transpose(void)
+{
+    enum { LD = 19, TO_LD = 33 };
+    float *from = normals(16 * LD, 1), *to = zeros(16 * TO_LD);
+    tk__kernels_get()->transpose(from, LD, to, TO_LD);
+    for (size_t i = 0; i < 16; i++)
+        for (size_t j = 0; j < TO_LD; j++)
+            assert_true(to[i * TO_LD + j] == (j < 16 ? from[j * LD + i] : 0.0f));
+    tk_free(from), tk_free(to);
+}
+
+static void transposition_swaps_rows_and_columns(void **state)
+{
+    (void)state;
+    each_isa(check_transpose);
+}
+
 /* Reading u with scale and shift must be as reading the map that bn_apply makes of it. */
 static void check_inputs(void)
 {
-    enum { N = 2, SIDE = 7, C = 48, NX = N * SIDE * SIDE * C, KC = 9 * C, PIXELS = N * SIDE * SIDE };
+    enum {
+        N = 2,
+        SIDE = 7,
+        C = 48,
+        NX = N * SIDE * SIDE * C,
+        KC = 9 * C,
+        PIXELS = N * SIDE * SIDE
+    };
     const tk__kernels *kn = tk__kernels_get();
     const tk__conv geo = {N, SIDE, SIDE, C, SIDE, SIDE, 16, 3, 3, 1, 1, 1, 0};
     const tk__pool_shape pool = {SIDE, SIDE, 4, 4, C};
@@ -364,6 +388,7 @@ int main(void)
         cmocka_unit_test(nan_passes_the_relu_of_the_epilogue),
         cmocka_unit_test(channel_kernels_give_the_scalar_bits),
         cmocka_unit_test(average_pool_gives_the_scalar_bits),
+        cmocka_unit_test(transposition_swaps_rows_and_columns),
         cmocka_unit_test(normalising_inputs_gives_the_bits_of_a_normalised_map),
         cmocka_unit_test(pooling_gives_the_scalar_bits),
         cmocka_unit_test(max_pool_takes_the_first_of_equals_and_nan),

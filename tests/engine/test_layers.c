@@ -157,8 +157,8 @@ static void check_conv_differences(void)
         for (size_t side = 0; side < 2; side++) {
             *at = saved + (side == 0 ? 0.5f : -0.5f);
             tk__conv_pack(&ex, &g, w, NULL, packed);
-            tk__conv_run(&ex,
-                         &(tk__conv_job){.geo = g, .in = {.x = x}, .packed = packed, .y = y + side * ny});
+            tk__conv_run(&ex, &(tk__conv_job){
+                                  .geo = g, .in = {.x = x}, .packed = packed, .y = y + side * ny});
         }
         *at = saved;
         assert_true(fabs(dot(ny, y, r) - dot(ny, y + ny, r) - (double)grad) < 1e-4);
