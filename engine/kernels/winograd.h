@@ -183,6 +183,59 @@ TK__INLINE void wino_input_tile(size_t m, bool norm, const float *const *src, co
     }
 }
 
+/* Rows of Bt d, m = 4, that share their differences: 1 and 2 (far 4, gain 1), 3 and 4 (far 1, gain
+ * 2). Column i of the tile is src[6 * k + i]. */
+TK__INLINE void wino_two_rows(const float *const *src, size_t c, float far, float gain, float *v,
+                              size_t point)
+{
+    vec plus[WINO_N_MAX], minus[WINO_N_MAX], o[WINO_N_MAX];
+    TK__UNROLL
+    for (size_t i = 0; i < 6; i++) {
+        const vec d1 = vec_load(src[6 + i] + c), d2 = vec_load(src[12 + i] + c);
+        const vec d3 = vec_load(src[18 + i] + c), d4 = vec_load(src[24 + i] + c);
+        const vec even = vec_fnma(vec_set(far), d2, d4), odd = vec_fnma(vec_set(far), d1, d3);
+        plus[i] = vec_fma(vec_set(gain), odd, even);
+        minus[i] = vec_fnma(vec_set(gain), odd, even);
+    }
+    wino_bt(4, plus, o, 1);
+    TK__UNROLL
+    for (size_t k = 0; k < 6; k++)
+        vec_store(v + k * point + c, o[k]);
+    wino_bt(4, minus, o, 1);
+    TK__UNROLL
+    for (size_t k = 0; k < 6; k++)
+        vec_store(v + (6 + k) * point + c, o[k]);
+}
+
+/* Row 0 (first = 0) or 5 (first = 1). */
+TK__INLINE void wino_end_row(const float *const *src, size_t first, size_t c, float *v,
+                             size_t point)
+{
+    vec row[WINO_N_MAX], o[WINO_N_MAX];
+    TK__UNROLL
+    for (size_t i = 0; i < 6; i++) {
+        const vec near = vec_load(src[6 * first + i] + c);
+        const vec mid = vec_load(src[6 * (first + 2) + i] + c);
+        const vec far = vec_load(src[6 * (first + 4) + i] + c);
+        row[i] = vec_fnma(vec_set(5.0f), mid, vec_fma(vec_set(4.0f), near, far));
+    }
+    wino_bt(4, row, o, 1);
+    TK__UNROLL
+    for (size_t k = 0; k < 6; k++)
+        vec_store(v + k * point + c, o[k]);
+}
+
+/* As wino_input_tile() for m = 4, two rows at a time: what is between fits the registers. */
+TK__INLINE void wino_input_tile4(const float *const *src, size_t channels, float *v, size_t point)
+{
+    for (size_t c = 0; c < channels; c += VL) {
+        wino_end_row(src, 0, c, v, point);
+        wino_two_rows(src, c, 4.0f, 1.0f, v + 6 * point, point);
+        wino_two_rows(src, c, 1.0f, 2.0f, v + 18 * point, point);
+        wino_end_row(src, 1, c, v + 30 * point, point);
+    }
+}
+
 TK__INLINE void wino_input_m(const tk__wino *w, size_t m, const tk__input *in, float *v,
                              size_t pitch, size_t point)
 {
@@ -194,6 +247,8 @@ TK__INLINE void wino_input_m(const tk__wino *w, size_t m, const tk__input *in, f
                     (ptrdiff_t)(at.ty * m) - g->pad_y, (ptrdiff_t)(at.tx * m) - g->pad_x, src);
         if (in->scale != NULL)
             wino_input_tile(m, true, src, in, g->ic, v, point);
+        else if (m == 4)
+            wino_input_tile4(src, g->ic, v, point);
         else
             wino_input_tile(m, false, src, in, g->ic, v, point);
     }
@@ -265,7 +320,7 @@ TK__INLINE void wino_output_m(const tk__wino *w, size_t m, const float *u, size_
         const size_t vy = g->oh - y0 < m ? g->oh - y0 : m, vx = g->ow - x0 < m ? g->ow - x0 : m;
         const size_t to = ((at.image * g->oh + y0) * g->ow + x0) * g->oc + out->c0;
         for (size_t c = 0; c < out->cols; c += VL) {
-            vec tmp[WINO_N_MAX * 4], d[WINO_N_MAX], y[16];
+            vec tmp[WINO_N_MAX * 4], d[WINO_N_MAX], y[4];
             TK__UNROLL
             for (size_t i = 0; i < n; i++) { /* columns */
                 TK__UNROLL
@@ -274,13 +329,16 @@ TK__INLINE void wino_output_m(const tk__wino *w, size_t m, const float *u, size_
                 wino_at(m, d, tmp + i, n);
             }
             TK__UNROLL
-            for (size_t i = 0; i < m; i++) /* rows */
-                wino_at(m, tmp + i * n, y + i * m, 1);
-            for (size_t i = 0; i < vy; i++)
-                for (size_t k = 0; k < vx; k++) {
+            for (size_t i = 0; i < m; i++) { /* rows */
+                if (i >= vy) break;
+                wino_at(m, tmp + i * n, y, 1);
+                TK__UNROLL
+                for (size_t k = 0; k < m; k++) {
+                    if (k >= vx) break;
                     const size_t a = to + (i * g->ow + k) * g->oc + c;
-                    vec_store(out->y + a, wino_finish(out, y[i * m + k], a, out->c0 + c));
+                    vec_store(out->y + a, wino_finish(out, y[k], a, out->c0 + c));
                 }
+            }
         }
     }
 }

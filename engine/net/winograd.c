@@ -5,12 +5,12 @@
 #include <string.h>
 
 enum {
-    BLOCK_FLOATS = 160 * 1024, /* what a task's transformed tiles may take, if they are enough */
-    MIN_TILES = 28,            /* enough: two register tiles, so that weights are worth reading */
-    SKEW = 16,                 /* keeps points off each other's cache sets */
-    DW_TILES = 32,             /* tiles whose transforms a weight gradient holds at a time */
-    SMALL = 32 * 32,           /* ic * oc: a copy of the weight gradient per task is cheap */
-    SHARED_FLOATS = 1 << 20,   /* the transforms held at a time where it is not */
+    BLOCK_FLOATS = 16 * 1024, /* what a task's transformed tiles may take, if they are enough */
+    MIN_TILES = 14,           /* enough: a register tile, so that weights are worth reading */
+    SKEW = 16,                /* keeps points off each other's cache sets */
+    DW_TILES = 32,            /* tiles whose transforms a weight gradient holds at a time */
+    SMALL = 32 * 32,          /* ic * oc: a copy of the weight gradient per task is cheap */
+    SHARED_FLOATS = 1 << 20,  /* the transforms held at a time where it is not */
 };
 
 static size_t min_size(size_t a, size_t b)
