@@ -139,8 +139,22 @@ static double clip(tk_objective *s, const tk_student *student)
     return norm;
 }
 
+/* Where in the trunk's passes the first value that is not finite appeared. */
+static tk_err diverged(const tk_objective *s, const tk_params *trunk, tk_diag *diag)
+{
+    const char *layer = tk_graph_nonfinite(s->graph, trunk);
+    if (layer) return tk_fail(diag, TK_DIVERGED, "the output of %s is not finite", layer);
+    for (size_t t = trunk->tensors; t-- > 0;) { /* backward comes to the last layer first */
+        const tk_param *p = &trunk->table[t];
+        for (size_t i = 0; p->offset < trunk->trained && i < p->count; i++)
+            if (!isfinite(s->gradient[p->offset + i]))
+                return tk_fail(diag, TK_DIVERGED, "the gradient of %s is not finite", p->name);
+    }
+    return tk_fail(diag, TK_DIVERGED, "the loss of a head is not finite");
+}
+
 tk_err tk_step(tk_objective *s, tk_student *student, size_t n, const uint32_t *items,
-               const uint32_t *views, double rate, tk_losses *losses)
+               const uint32_t *views, double rate, tk_losses *losses, tk_diag *diag)
 {
     const tk_recipe *r = s->o.recipe;
     tk_params *trunk = student->trunk;
@@ -156,7 +170,7 @@ tk_err tk_step(tk_objective *s, tk_student *student, size_t n, const uint32_t *i
     losses->ewc = 0;
     losses->norm = clip(s, student);
     if (!isfinite(losses->ce) || !isfinite(losses->kd) || !isfinite(losses->norm))
-        return TK_DIVERGED;
+        return diverged(s, trunk, diag);
 
     tk_sgd_step_params(trunk, s->gradient, student->velocity, (float)rate, (float)r->momentum,
                        (float)r->decay, 1, s->o.pool);
@@ -165,5 +179,6 @@ tk_err tk_step(tk_objective *s, tk_student *student, size_t n, const uint32_t *i
     if (s->o.fisher && r->lambda > 0)
         losses->ewc =
             tk_ewc_proximal(trunk->trained, trunk->data, s->o.anchor, s->o.fisher, r->lambda, rate);
-    return isfinite(losses->ewc) ? TK_OK : TK_DIVERGED;
+    if (isfinite(losses->ewc)) return TK_OK;
+    return tk_fail(diag, TK_DIVERGED, "the distance from the protected weights is not finite");
 }

@@ -99,23 +99,26 @@ static bool exploded(loop *l, double loss)
     return s->smooth_loss > guard_factor * fmax(s->start_loss, l->guess);
 }
 
-/* Back to the end of the last sound epoch, at half the rate. */
-static tk_err restart(loop *l, tk_diag *diag)
+/* Back to the end of the last sound epoch, at half the rate. `cause`: what was not finite, or "".
+ */
+static tk_err restart(loop *l, const char *cause, tk_diag *diag)
 {
     tk__train_state *s = &l->t.state;
-    char message[200];
+    char message[sizeof diag->text];
+    const char *colon = cause[0] ? ": " : "";
     tk_student_copy_weights(l->t.now, &l->t.good);
     tk_student_stop(l->t.now);
     if (s->restarts == MAX_RESTARTS)
         return tk_fail(
             diag, TK_DIVERGED,
-            "the loss diverged at step %llu and %d restarts at halved rates did not help",
-            (unsigned long long)s->step, MAX_RESTARTS);
+            "the loss diverged at step %llu and %d restarts at halved rates did not help%s%.150s",
+            (unsigned long long)s->step, MAX_RESTARTS, colon, cause);
     s->restarts++;
     s->rate_factor /= 2;
     snprintf(message, sizeof message,
-             "the loss diverged at step %llu; back to step %llu at %g times the rate",
-             (unsigned long long)s->step, (unsigned long long)s->good_step, s->rate_factor);
+             "the loss diverged at step %llu; back to step %llu at %g times the rate%s%.150s",
+             (unsigned long long)s->step, (unsigned long long)s->good_step, s->rate_factor, colon,
+             cause);
     l->o->warn(l->o->ctx, message);
     s->step = s->good_step;
     s->smooth_loss = s->start_loss;
@@ -188,10 +191,11 @@ static tk_err run(loop *l, tk_diag *diag)
             s->rate_factor * (double)tk_schedule_rate(&l->schedule, (size_t)s->step);
         const uint32_t *items = draw_batch(l);
         tk_losses losses = {0};
+        tk_diag cause = {0};
         tk_err err =
-            tk_step(l->o->objective, l->t.now, l->o->batch, items, l->views, rate, &losses);
+            tk_step(l->o->objective, l->t.now, l->o->batch, items, l->views, rate, &losses, &cause);
         if (err == TK_DIVERGED || (err == TK_OK && exploded(l, tk_losses_total(&losses)))) {
-            err = restart(l, diag);
+            err = restart(l, cause.text, diag);
             if (err != TK_OK) return err;
             continue;
         }

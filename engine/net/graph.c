@@ -142,3 +142,14 @@ void tk_graph_forward(tk_graph *graph, tk_params *params, size_t n, const float 
     tk_pool_run(graph->ex.pool, n, avg_pool_task, &s);
     *features = graph->features;
 }
+
+const char *tk_graph_nonfinite(const tk_graph *graph, const tk_params *params)
+{
+    for (size_t i = 0; i < graph->layout.units; i++) {
+        const tk__unit *u = &graph->layout.unit[i];
+        const size_t n = graph->n * tk__map_floats(&graph->layout.map[u->out]);
+        for (size_t k = 0; k < n; k++)
+            if (!isfinite(graph->pre[i][k])) return params->table[u->conv].name;
+    }
+    return NULL;
+}

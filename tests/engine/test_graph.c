@@ -318,8 +318,25 @@ static void nan_reaches_features_and_gradients(void **state)
     tk_graph_forward(s.graph, s.params, 2, s.x, TK_BN_FROZEN, &f);
     assert_true(isnan(f[0]));
     assert_true(isfinite(f[s.features])); /* the other image */
+    assert_string_equal(tk_graph_nonfinite(s.graph, s.params), "conv1.weight");
     tk_graph_backward(s.graph, s.params, s.dfeatures, s.grads);
     assert_true(isnan(tk_norm(s.params->trained, s.grads)));
+    drop_subject(&s);
+}
+
+static void the_first_layer_that_is_not_finite_is_named(void **state)
+{
+    (void)state;
+    subject s = make_subject(TK_RESNET20, 32, 2);
+    const float *f;
+    tk_graph_forward(s.graph, s.params, 2, s.x, TK_BN_FROZEN, &f);
+    assert_null(tk_graph_nonfinite(s.graph, s.params));
+    const char *name = "layer2.1.conv2.weight";
+    const long at = tk_params_find(s.params, name);
+    assert_true(at >= 0);
+    s.params->data[s.params->table[at].offset] = INFINITY;
+    tk_graph_forward(s.graph, s.params, 2, s.x, TK_BN_FROZEN, &f);
+    assert_string_equal(tk_graph_nonfinite(s.graph, s.params), name);
     drop_subject(&s);
 }
 
@@ -416,6 +433,7 @@ int main(void)
         cmocka_unit_test(training_is_bit_identical),
         cmocka_unit_test(squares_equal_a_loop_over_single_images),
         cmocka_unit_test(nan_reaches_features_and_gradients),
+        cmocka_unit_test(the_first_layer_that_is_not_finite_is_named),
         cmocka_unit_test(bad_sizes_are_refused_with_a_sentence),
         cmocka_unit_test(creation_survives_running_out_of_memory),
         cmocka_unit_test(forward_backward_and_run_allocate_nothing),

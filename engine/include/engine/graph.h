@@ -44,6 +44,10 @@ void tk_graph_backward(tk_graph *graph, const tk_params *params, const float *df
 void tk_graph_backward_squares(tk_graph *graph, const tk_params *params, const float *dfeatures,
                                float *squares);
 
+/* The first layer, in forward order and by its weights' name ("layer1.0.conv1.weight"), whose output in
+ * the last forward holds a NaN or an infinity; NULL if there is none. */
+const char *tk_graph_nonfinite(const tk_graph *graph, const tk_params *params);
+
 /* Bytes the graph holds. */
 size_t tk_graph_bytes(const tk_graph *graph);
 
