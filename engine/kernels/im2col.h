@@ -91,20 +91,29 @@ static inline void copy_taps(const tk__conv *g, const tk__input *in, const float
     }
 }
 
-/* A whole patch inside the image, its runs a multiple of 16 floats: the common case by far. */
+/* A whole patch inside the image, its runs a multiple of 16 floats (the common case by far) or 16 to
+ * 32 of them (the ImageNet stem's 21): no branch but the loops'. */
 static inline void copy_patch(const tk__conv *g, const float *src, float *out)
 {
     const size_t run = g->kx * g->ic, line = g->iw * g->ic;
-    for (size_t ty = 0; ty < g->ky; ty++, src += line)
-        for (size_t e = 0; e < run; e += 16, out += 16)
-            memcpy(out, src + e, 16 * sizeof *out);
+    if (run % 16 == 0) {
+        for (size_t ty = 0; ty < g->ky; ty++, src += line)
+            for (size_t e = 0; e < run; e += 16, out += 16)
+                memcpy(out, src + e, 16 * sizeof *out);
+        return;
+    }
+    for (size_t ty = 0; ty < g->ky; ty++, src += line, out += run) {
+        memcpy(out, src, 16 * sizeof *out);
+        memcpy(out + run - 16, src + run - 16, 16 * sizeof *out);
+    }
 }
 
 static void im2col(const tk__conv *g, const tk__input *in, size_t m0, size_t rows, size_t k0,
                    size_t kc, float *out, size_t pitch)
 {
     const size_t run = g->kx * g->ic, line = g->iw * g->ic, pixels = g->oh * g->ow;
-    const bool whole = kc == g->ky * run && run % 16 == 0 && in->scale == NULL;
+    const bool fits = run % 16 == 0 || (run > 16 && run < 32);
+    const bool whole = kc == g->ky * run && fits && in->scale == NULL;
     size_t img = m0 / pixels, oy = m0 % pixels / g->ow, ox = m0 % g->ow;
     for (size_t r = 0; r < rows; r++, out += pitch) {
         const float *image = in->x + img * g->ih * line;
