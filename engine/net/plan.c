@@ -8,12 +8,15 @@
 
 #include "engine/mem.h"
 #include "net/graph_internal.h"
+#include "net/plan_lowp.h"
 
 enum {
     SLOTS = 4
 }; /* maps alive at once: a block's input, shortcut, branch, and the one being made */
 
 struct tk_plan {
+    tk__lowp_plan *lowp; /* not NULL: it does everything, and the rest is empty */
+    tk_calibration *seen; /* while tk_plan_calibrate() runs, else NULL: it is shown every map */
     tk__layout layout;
     tk__exec ex;
     size_t max_batch;
@@ -99,13 +102,18 @@ static void fold(tk_plan *p, const tk_params *params, size_t i)
              p->packed[i]);
 }
 
+static tk_err check_args(tk_arch arch, unsigned px, size_t max_batch, tk_diag *diag)
+{
+    if (max_batch == 0 || max_batch > UINT16_MAX)
+        return tk_fail(diag, TK_BADARG, "batch size %zu is not in 1..%d", max_batch, UINT16_MAX);
+    return tk_arch_check_px(arch, px, diag);
+}
+
 tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
                       tk_pool *pool, tk_diag *diag)
 {
     *out = NULL;
-    if (max_batch == 0 || max_batch > UINT16_MAX)
-        return tk_fail(diag, TK_BADARG, "batch size %zu is not in 1..%d", max_batch, UINT16_MAX);
-    const tk_err err = tk_arch_check_px(params->arch, px, diag);
+    const tk_err err = check_args(params->arch, px, max_batch, diag);
     if (err != TK_OK) return err;
     tk_plan *p = tk_calloc(1, sizeof *p);
     if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
@@ -126,15 +134,40 @@ tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_
     return TK_OK;
 }
 
+tk_err tk_plan_create_as(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
+                         tk_precision precision, const tk_calibration *ranges, tk_pool *pool,
+                         tk_diag *diag)
+{
+    if (precision == TK_PRECISION_FP32)
+        return tk_plan_create(out, params, px, max_batch, pool, diag);
+    *out = NULL;
+    if ((unsigned)precision >= TK_PRECISION_COUNT)
+        return tk_fail(diag, TK_BADARG, "unknown precision %u", (unsigned)precision);
+    tk_err err = check_args(params->arch, px, max_batch, diag);
+    if (err != TK_OK) return err;
+    tk_plan *p = tk_calloc(1, sizeof *p);
+    if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
+    p->max_batch = max_batch;
+    err = tk__lowp_create(&p->lowp, params, px, max_batch, precision, ranges, pool, diag);
+    if (err != TK_OK) {
+        tk_plan_destroy(p);
+        return err;
+    }
+    *out = p;
+    return TK_OK;
+}
+
 void tk_plan_destroy(tk_plan *plan)
 {
     if (plan == NULL) return;
+    tk__lowp_destroy(plan->lowp);
     tk_free(plan->block);
     tk_free(plan);
 }
 
 size_t tk_plan_bytes(const tk_plan *plan)
 {
+    if (plan->lowp != NULL) return sizeof *plan + tk__lowp_bytes(plan->lowp);
     return sizeof *plan + plan->floats * sizeof *plan->block;
 }
 
@@ -166,10 +199,21 @@ static void avg_pool_task(void *ctx, size_t image, size_t thread)
     s->kn->avg_pool(rows, c, s->x + image * rows * c, s->y + image * c);
 }
 
+static void see_map(const tk_plan *plan, int map, size_t n, const float *values)
+{
+    if (plan->seen != NULL)
+        tk__calibrate_map(plan->seen, map, n, n * tk__map_floats(&plan->layout.map[map]), values);
+}
+
 void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
 {
     const tk__layout *l = &plan->layout;
     assert(n >= 1 && n <= plan->max_batch);
+    if (plan->lowp != NULL) {
+        tk__lowp_run(plan->lowp, n, x, features);
+        return;
+    }
+    see_map(plan, TK__INPUT_MAP, n, x);
     for (size_t i = 0; i < l->units; i++) {
         const tk__unit *u = &l->unit[i];
         float *y = plan->slot[plan->slot_of[u->out]];
@@ -184,6 +228,7 @@ void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
                             .residual = u->residual == TK__NO_MAP
                                             ? NULL
                                             : plan->slot[plan->slot_of[u->residual]]});
+        see_map(plan, u->out, n, y);
         if (!u->pool_after) continue;
         const tk__map *a = &l->map[u->out], *b = a + 1;
         pool_state s = {.kn = plan->ex.kn,
@@ -192,11 +237,30 @@ void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
                         .x = y,
                         .y = plan->slot[plan->slot_of[u->out + 1]]};
         tk_pool_run(plan->ex.pool, n * s.strips, max_pool_task, &s);
+        see_map(plan, u->out + 1, n, s.y);
     }
+    if (plan->seen != NULL) return;
     const tk__map *m = &l->map[l->maps - 1];
     pool_state s = {.kn = plan->ex.kn,
                     .shape = {.ih = m->h, .iw = m->w, .c = m->c},
                     .x = plan->slot[plan->slot_of[l->maps - 1]],
                     .y = features};
     tk_pool_run(plan->ex.pool, n, avg_pool_task, &s);
+}
+
+tk_err tk_plan_calibrate(tk_plan *plan, size_t n, const float *x, tk_calibration *ranges,
+                         tk_diag *diag)
+{
+    if (plan->lowp != NULL) return tk_fail(diag, TK_BADARG, "only an fp32 plan can calibrate");
+    if (n == 0 || n > plan->max_batch)
+        return tk_fail(diag, TK_BADARG, "batch of %zu is not in 1..%zu", n, plan->max_batch);
+    if (ranges->maps != 0 && ranges->maps != plan->layout.maps)
+        return tk_fail(diag, TK_BADARG, "ranges of %u maps, not %zu", ranges->maps,
+                       plan->layout.maps);
+    ranges->maps = (uint32_t)plan->layout.maps;
+    plan->seen = ranges;
+    tk_plan_run(plan, n, x, NULL);
+    plan->seen = NULL;
+    ranges->images += (uint32_t)n;
+    return TK_OK;
 }

@@ -1,0 +1,35 @@
+/* bfloat16 kernels for AVX512_BF16: vdpbf16ps adds two products to each of 16 fp32 sums. */
+#include <immintrin.h>
+
+#include "kernels/tile.h"
+
+typedef __m512 lowp_acc;
+
+TK__INLINE lowp_acc lowp_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+TK__INLINE lowp_acc lowp_load(const void *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+TK__INLINE void lowp_store(void *p, lowp_acc acc)
+{
+    _mm512_storeu_ps(p, acc);
+}
+
+TK__INLINE lowp_acc lowp_dot(lowp_acc acc, __m512i a, __m512i b)
+{
+    return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
+}
+
+TK__INLINE __m512 lowp_value(lowp_acc acc)
+{
+    return acc;
+}
+
+#include "kernels/lowp_tile.h"
+
+const tk__lowp_kernels tk__bf16_avx512 = {.name = "bf16 avx512", .gemm = gemm, TK__LOWP_BF16};

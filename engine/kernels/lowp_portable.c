@@ -1,0 +1,93 @@
+/* The portable low-precision kernels: the oracles of the others, and what runs on a CPU without
+ * the instructions. */
+#include "kernels/lowp_elementwise.h"
+
+static float residual_at(const tk__lowp_gemm *g, size_t at)
+{
+    if (g->residual_kind == TK__MAP_U8)
+        return (float)((const uint8_t *)g->residual)[at] * g->residual_scale;
+    return tk__from_bf16(((const uint16_t *)g->residual)[at]);
+}
+
+/* Row i from its sums. Products and sums round one by one, as in the vector kernels. */
+static void finish_row(const tk__lowp_gemm *g, size_t i, const float *sums)
+{
+    for (size_t j = 0; j < g->n; j++) {
+        const size_t at = i * g->ldo + j;
+        float v = g->scale != NULL ? sums[j] * g->scale[j] : sums[j];
+        v += g->bias[j];
+        if (g->residual != NULL) v += residual_at(g, at);
+        if (g->relu && v < 0.0f) v = 0.0f;
+        if (g->out_kind == TK__MAP_U8)
+            ((uint8_t *)g->out)[at] = tk__to_u8(v * g->inverse);
+        else
+            ((uint16_t *)g->out)[at] = tk__to_bf16(v);
+    }
+}
+
+static float upper_half(uint32_t word)
+{
+    const uint32_t u = word & 0xffff0000u;
+    float v;
+    memcpy(&v, &u, sizeof v);
+    return v;
+}
+
+static void bf16_row(const tk__lowp_gemm *g, size_t i)
+{
+    float *kept = (float *)g->sums + i * TK__LOWP_NR, sums[TK__LOWP_NR] = {0};
+    if (!g->first) memcpy(sums, kept, sizeof sums);
+    const unsigned char *b = g->b;
+    for (size_t s = 0; s < g->steps; s++, b += g->n * 4) {
+        uint32_t pair, word[TK__LOWP_NR];
+        memcpy(&pair, g->a + i * g->pitch + 4 * s, sizeof pair);
+        memcpy(word, b, g->n * 4);
+        const float low = upper_half(pair << 16), high = upper_half(pair);
+        for (size_t j = 0; j < g->n; j++) {
+            sums[j] += low * upper_half(word[j] << 16);
+            sums[j] += high * upper_half(word[j]);
+        }
+    }
+    if (g->last)
+        finish_row(g, i, sums);
+    else
+        memcpy(kept, sums, sizeof sums);
+}
+
+static void gemm_bf16(const tk__lowp_gemm *g)
+{
+    for (size_t i = 0; i < g->m; i++)
+        bf16_row(g, i);
+}
+
+static void int8_row(const tk__lowp_gemm *g, size_t i)
+{
+    int32_t *kept = (int32_t *)g->sums + i * TK__LOWP_NR, sums[TK__LOWP_NR] = {0};
+    if (!g->first) memcpy(sums, kept, sizeof sums);
+    const int8_t *b = (const int8_t *)g->b;
+    for (size_t s = 0; s < g->steps; s++, b += g->n * 4) {
+        const uint8_t *a = g->a + i * g->pitch + 4 * s;
+        for (size_t j = 0; j < g->n; j++)
+            sums[j] += a[0] * b[4 * j] + a[1] * b[4 * j + 1] + a[2] * b[4 * j + 2] +
+                       a[3] * b[4 * j + 3];
+    }
+    if (!g->last) {
+        memcpy(kept, sums, sizeof sums);
+        return;
+    }
+    float values[TK__LOWP_NR];
+    for (size_t j = 0; j < g->n; j++)
+        values[j] = (float)sums[j];
+    finish_row(g, i, values);
+}
+
+static void gemm_int8(const tk__lowp_gemm *g)
+{
+    for (size_t i = 0; i < g->m; i++)
+        int8_row(g, i);
+}
+
+const tk__lowp_kernels tk__bf16_portable = {
+    .name = "bf16 portable", .gemm = gemm_bf16, TK__LOWP_BF16};
+const tk__lowp_kernels tk__int8_portable = {
+    .name = "int8 portable", .gemm = gemm_int8, TK__LOWP_INT8};

@@ -1,0 +1,140 @@
+/* The low-precision matrix product in register tiles of up to 14 rows x 32 columns; included by a
+ * file that defines what a step is:
+ *
+ *     lowp_acc              the register of 16 sums, lowp_zero(), lowp_load(), lowp_store()
+ *     lowp_dot(acc, a, b)   acc + one step's products
+ *     lowp_value(acc)       the sums as floats
+ *
+ * 28 of the 32 vector registers hold the tile, two the row of B, one the broadcast step of A. */
+#ifndef KERNELS_LOWP_TILE_H
+#define KERNELS_LOWP_TILE_H
+
+#include <immintrin.h>
+
+#include "kernels/lowp_elementwise.h"
+
+enum { MR = TK__LOWP_MR, VL = 16, WORD = 4, SUMS = TK__LOWP_NR * WORD };
+
+/* The step of A in tile row `i`: five base pointers, three rows apart, and two strides that an
+ * address can hold reach all 14 rows without a multiplication. */
+TK__INLINE __m512i load_step(const unsigned char *const p[5], size_t i, size_t pitch)
+{
+    int word;
+    memcpy(&word, p[i / 3] + i % 3 * pitch, sizeof word);
+    return _mm512_set1_epi32(word);
+}
+
+TK__INLINE __m512 load_residual(const tk__lowp_gemm *g, size_t at)
+{
+    if (g->residual_kind == TK__MAP_U8) {
+        const uint8_t *q = (const uint8_t *)g->residual + at;
+        const __m512i v = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)q));
+        return _mm512_mul_ps(_mm512_cvtepi32_ps(v), _mm512_set1_ps(g->residual_scale));
+    }
+    const uint16_t *h = (const uint16_t *)g->residual + at;
+    const __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)h));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+}
+
+/* tk__to_bf16() of 16 values */
+TK__INLINE __m256i to_bf16(__m512 v)
+{
+    const __m512i u = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i quiet = _mm512_or_si512(u, _mm512_set1_epi32(0x400000));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(up, nan, quiet), 16));
+}
+
+/* 16 sums of tile row i, columns col.., to the output. */
+TK__INLINE void finish(const tk__lowp_gemm *g, lowp_acc acc, size_t i, size_t col)
+{
+    const size_t at = i * g->ldo + col;
+    __m512 v = lowp_value(acc);
+    if (g->scale != NULL) v = _mm512_mul_ps(v, _mm512_loadu_ps(g->scale + col));
+    v = _mm512_add_ps(v, _mm512_loadu_ps(g->bias + col));
+    if (g->residual != NULL) v = _mm512_add_ps(v, load_residual(g, at));
+    /* max returns its second operand when one is NaN */
+    if (g->relu) v = _mm512_max_ps(_mm512_setzero_ps(), v);
+    if (g->out_kind == TK__MAP_U8) {
+        const __m512 q = _mm512_max_ps(_mm512_mul_ps(v, _mm512_set1_ps(g->inverse)),
+                                       _mm512_setzero_ps());
+        const __m512i n = _mm512_cvtps_epi32(_mm512_min_ps(q, _mm512_set1_ps(255.0f)));
+        _mm_storeu_si128((void *)((uint8_t *)g->out + at), _mm512_cvtepi32_epi8(n));
+    } else {
+        _mm256_storeu_si256((void *)((uint16_t *)g->out + at), to_bf16(v));
+    }
+}
+
+/* Rows i0 .. i0+mr-1. mr and nv are constants at every call: the loops unroll. */
+TK__INLINE void tile(const tk__lowp_gemm *g, size_t i0, size_t mr, size_t nv)
+{
+    const size_t pitch = g->pitch, row = nv * VL * WORD;
+    const unsigned char *a = g->a + i0 * pitch, *b = g->b;
+    const unsigned char *p[5] = {a, a + 3 * pitch, a + 6 * pitch, a + 9 * pitch, a + 12 * pitch};
+    unsigned char *sums = (unsigned char *)g->sums + i0 * SUMS;
+    lowp_acc acc[MR][2];
+    TK__UNROLL
+    for (size_t i = 0; i < mr; i++) {
+        acc[i][0] = g->first ? lowp_zero() : lowp_load(sums + i * SUMS);
+        acc[i][1] = g->first ? lowp_zero() : lowp_load(sums + i * SUMS + VL * WORD);
+    }
+    for (size_t s = 0; s < g->steps; s++, b += row) {
+        const __m512i b0 = _mm512_loadu_si512(b);
+        const __m512i b1 = nv > 1 ? _mm512_loadu_si512(b + VL * WORD) : b0;
+        TK__UNROLL
+        for (size_t i = 0; i < mr; i++) {
+            const __m512i v = load_step(p, i, pitch);
+            acc[i][0] = lowp_dot(acc[i][0], v, b0);
+            if (nv > 1) acc[i][1] = lowp_dot(acc[i][1], v, b1);
+        }
+        p[0] += WORD, p[1] += WORD, p[2] += WORD, p[3] += WORD, p[4] += WORD;
+    }
+    TK__UNROLL
+    for (size_t i = 0; i < mr; i++) {
+        if (!g->last) {
+            lowp_store(sums + i * SUMS, acc[i][0]);
+            if (nv > 1) lowp_store(sums + i * SUMS + VL * WORD, acc[i][1]);
+            continue;
+        }
+        finish(g, acc[i][0], i0 + i, 0);
+        if (nv > 1) finish(g, acc[i][1], i0 + i, VL);
+    }
+}
+
+TK__INLINE void tile_of(const tk__lowp_gemm *g, size_t i0, size_t mr, size_t nv)
+{
+    switch (mr) {
+    case 1: tile(g, i0, 1, nv); break;
+    case 2: tile(g, i0, 2, nv); break;
+    case 3: tile(g, i0, 3, nv); break;
+    case 4: tile(g, i0, 4, nv); break;
+    case 5: tile(g, i0, 5, nv); break;
+    case 6: tile(g, i0, 6, nv); break;
+    case 7: tile(g, i0, 7, nv); break;
+    case 8: tile(g, i0, 8, nv); break;
+    case 9: tile(g, i0, 9, nv); break;
+    case 10: tile(g, i0, 10, nv); break;
+    case 11: tile(g, i0, 11, nv); break;
+    case 12: tile(g, i0, 12, nv); break;
+    case 13: tile(g, i0, 13, nv); break;
+    default: tile(g, i0, 14, nv); break;
+    }
+}
+
+/* Rows in tiles of nearly equal height. */
+static void gemm(const tk__lowp_gemm *g)
+{
+    const size_t tiles = (g->m + MR - 1) / MR;
+    for (size_t t = 0, i0 = 0; t < tiles; t++) {
+        const size_t mr = g->m / tiles + (t < g->m % tiles);
+        if (g->n > VL)
+            tile_of(g, i0, mr, 2);
+        else
+            tile_of(g, i0, mr, 1);
+        i0 += mr;
+    }
+}
+
+#endif
