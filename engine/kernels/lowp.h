@@ -49,8 +49,8 @@ typedef struct tk__lowp_gemm {
 } tk__lowp_gemm;
 
 typedef struct tk__lowp_kernels {
-    const char *name;  /* "bf16 portable", ... */
-    size_t element;    /* bytes of a map's element */
+    const char *name; /* "bf16 portable", ... */
+    size_t element;   /* bytes of a map's element */
     void (*gemm)(const tk__lowp_gemm *g);
     /* n values of the input image: bfloat16 (inverse is not used), or bytes around TK__U8_ZERO */
     void (*load)(size_t n, const float *x, float inverse, void *y);

@@ -88,7 +88,7 @@ static __attribute__((unused)) void pool_rows_bf16(size_t c, const uint16_t *x,
 {
     for (size_t j = 0; j < c; j++) {
         const float v = tk__from_bf16(x[j]), best = tk__from_bf16(y[j]);
-        y[j] = !(v <= best) ? x[j] : y[j]; /* a NaN wins and stays */
+        y[j] = best >= v || best != best ? y[j] : x[j]; /* a NaN wins and stays */
     }
 }
 

@@ -68,8 +68,8 @@ static void int8_row(const tk__lowp_gemm *g, size_t i)
     for (size_t s = 0; s < g->steps; s++, b += g->n * 4) {
         const uint8_t *a = g->a + i * g->pitch + 4 * s;
         for (size_t j = 0; j < g->n; j++)
-            sums[j] += a[0] * b[4 * j] + a[1] * b[4 * j + 1] + a[2] * b[4 * j + 2] +
-                       a[3] * b[4 * j + 3];
+            sums[j] +=
+                a[0] * b[4 * j] + a[1] * b[4 * j + 1] + a[2] * b[4 * j + 2] + a[3] * b[4 * j + 3];
     }
     if (!g->last) {
         memcpy(kept, sums, sizeof sums);

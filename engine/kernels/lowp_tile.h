@@ -58,8 +58,8 @@ TK__INLINE void finish(const tk__lowp_gemm *g, lowp_acc acc, size_t i, size_t co
     /* max returns its second operand when one is NaN */
     if (g->relu) v = _mm512_max_ps(_mm512_setzero_ps(), v);
     if (g->out_kind == TK__MAP_U8) {
-        const __m512 q = _mm512_max_ps(_mm512_mul_ps(v, _mm512_set1_ps(g->inverse)),
-                                       _mm512_setzero_ps());
+        const __m512 q =
+            _mm512_max_ps(_mm512_mul_ps(v, _mm512_set1_ps(g->inverse)), _mm512_setzero_ps());
         const __m512i n = _mm512_cvtps_epi32(_mm512_min_ps(q, _mm512_set1_ps(255.0f)));
         _mm_storeu_si128((void *)((uint8_t *)g->out + at), _mm512_cvtepi32_epi8(n));
     } else {
@@ -106,20 +106,48 @@ TK__INLINE void tile(const tk__lowp_gemm *g, size_t i0, size_t mr, size_t nv)
 TK__INLINE void tile_of(const tk__lowp_gemm *g, size_t i0, size_t mr, size_t nv)
 {
     switch (mr) {
-    case 1: tile(g, i0, 1, nv); break;
-    case 2: tile(g, i0, 2, nv); break;
-    case 3: tile(g, i0, 3, nv); break;
-    case 4: tile(g, i0, 4, nv); break;
-    case 5: tile(g, i0, 5, nv); break;
-    case 6: tile(g, i0, 6, nv); break;
-    case 7: tile(g, i0, 7, nv); break;
-    case 8: tile(g, i0, 8, nv); break;
-    case 9: tile(g, i0, 9, nv); break;
-    case 10: tile(g, i0, 10, nv); break;
-    case 11: tile(g, i0, 11, nv); break;
-    case 12: tile(g, i0, 12, nv); break;
-    case 13: tile(g, i0, 13, nv); break;
-    default: tile(g, i0, 14, nv); break;
+    case 1:
+        tile(g, i0, 1, nv);
+        break;
+    case 2:
+        tile(g, i0, 2, nv);
+        break;
+    case 3:
+        tile(g, i0, 3, nv);
+        break;
+    case 4:
+        tile(g, i0, 4, nv);
+        break;
+    case 5:
+        tile(g, i0, 5, nv);
+        break;
+    case 6:
+        tile(g, i0, 6, nv);
+        break;
+    case 7:
+        tile(g, i0, 7, nv);
+        break;
+    case 8:
+        tile(g, i0, 8, nv);
+        break;
+    case 9:
+        tile(g, i0, 9, nv);
+        break;
+    case 10:
+        tile(g, i0, 10, nv);
+        break;
+    case 11:
+        tile(g, i0, 11, nv);
+        break;
+    case 12:
+        tile(g, i0, 12, nv);
+        break;
+    case 13:
+        tile(g, i0, 13, nv);
+        break;
+    default:
+        tile(g, i0, 14, nv);
+        break;
     }
 }
 

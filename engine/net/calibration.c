@@ -15,16 +15,16 @@ static float largest(size_t count, const float *values)
     return most;
 }
 
-/* Expected squared error of clipping at `limit`: a step s leaves s^2 / 12 to each value within, and
- * what lies beyond loses its distance. bins[i] counts magnitudes around (i + 1/2) * width; zeros,
- * which every step represents, are not among them. */
+/* Squared error of `levels` steps up to `limit`, and of clipping there. bins[i] counts magnitudes
+ * around (i + 1/2) * width. */
 static double clip_error(const uint32_t bins[BINS], double width, double limit, double levels)
 {
     const double step = limit / levels;
     double error = 0;
     for (size_t i = 0; i < BINS; i++) {
-        const double beyond = ((double)i + 0.5) * width - limit;
-        error += bins[i] * (beyond > 0 ? beyond * beyond : step * step / 12);
+        const double v = ((double)i + 0.5) * width, q = (double)(int)(v / step + 0.5);
+        const double off = v - step * (q < levels ? q : levels);
+        error += bins[i] * off * off;
     }
     return error;
 }
@@ -37,7 +37,8 @@ static float best_limit(size_t count, const float *values, double levels)
     const float per_unit = (float)BINS / most;
     for (size_t i = 0; i < count; i++) {
         const float at = fabsf(values[i]) * per_unit;
-        if (at > 0.0f && at <= (float)BINS) bins[at < (float)BINS ? (size_t)at : BINS - 1]++;
+        if (at > 0.0f && at <= (float)BINS) /* every step represents zero */
+            bins[at < (float)BINS ? (size_t)at : BINS - 1]++;
     }
     double least = INFINITY, best = (double)most;
     for (int i = CANDIDATES; i >= LEAST_CANDIDATE; i--) {

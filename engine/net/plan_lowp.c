@@ -55,6 +55,11 @@ static size_t min_size(size_t a, size_t b)
     return a < b ? a : b;
 }
 
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
 static size_t div_up(size_t a, size_t b)
 {
     return (a + b - 1) / b;
@@ -163,8 +168,7 @@ static size_t lay_out(tk__lowp_plan *p, unsigned char *base)
         u->bias = place(base, &used, u->geo.oc * sizeof *u->bias);
         if (p->precision == TK_PRECISION_INT8)
             u->scale = place(base, &used, u->geo.oc * sizeof *u->scale);
-        if (!u->in_place && patches < block_rows(u) * u->pitch)
-            patches = block_rows(u) * u->pitch;
+        if (!u->in_place && patches < block_rows(u) * u->pitch) patches = block_rows(u) * u->pitch;
     }
     plan_slots(p, slots);
     for (int s = 0; s < SLOTS; s++)
@@ -400,9 +404,9 @@ static void conv_task(void *ctx, size_t task, size_t thread)
 static void plan_tasks(conv_state *s)
 {
     const size_t threads = tk_pool_threads(s->plan->pool), most = block_rows(s->unit);
-    const size_t panels = div_up(s->unit->geo.oc, TK__LOWP_NR), want = threads > 1 ? 4 * threads : 1;
-    size_t blocks = div_up(s->m, most);
-    if (blocks < want) blocks = min_size(want, div_up(s->m, 4 * TK__LOWP_MR));
+    const size_t panels = div_up(s->unit->geo.oc, TK__LOWP_NR),
+                 want = threads > 1 ? 4 * threads : 1;
+    size_t blocks = max_size(div_up(s->m, most), min_size(want, div_up(s->m, 4 * TK__LOWP_MR)));
     if (blocks > threads) blocks = div_up(blocks, threads) * threads;
     s->rows = div_up(div_up(s->m, blocks), TK__LOWP_MR) * TK__LOWP_MR;
     blocks = div_up(s->m, s->rows);
