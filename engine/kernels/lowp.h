@@ -29,21 +29,19 @@ enum {
 /* What a map holds. A byte q of a u8 map means q * scale; it is made by round(v * inverse). */
 typedef enum tk__lowp_kind { TK__MAP_BF16, TK__MAP_U8 } tk__lowp_kind;
 
-/* out[m][n] = relu?(a[m][k] b[k][n] * scale + bias + residual). K may come in several calls. */
+/* out[m][n] = relu?(a[m][k] b[k][n] * scale + bias + residual). A row of A is `segments` runs of
+ * `steps` words: of a convolution that reads its input in place, a run for each row of taps. */
 typedef struct tk__lowp_gemm {
-    size_t m, n, steps;     /* n: 16 or 32 */
-    const unsigned char *a; /* row i at a + i * pitch */
-    size_t pitch;
-    const unsigned char *b; /* [steps][n] words */
-    void *sums;             /* [m][TK__LOWP_NR] words: kept between calls */
-    bool first, last;
-    /* with the last call: */
-    const float *scale; /* [n]; int8 only */
-    const float *bias;  /* [n] */
+    size_t m, n, segments, steps; /* n: 16 or 32 */
+    const unsigned char *a;       /* run s of row i at a + i * pitch + s * segment_pitch, bytes */
+    size_t pitch, segment_pitch;
+    const unsigned char *b; /* [segments * steps][n] words */
+    const float *scale;     /* [n]; int8 only */
+    const float *bias;      /* [n] */
     tk__lowp_kind residual_kind, out_kind;
     const void *residual; /* laid out as out, or NULL */
     float residual_scale, inverse;
-    bool relu; /* u8 output is never negative, with or without */
+    bool relu; /* -0 becomes 0. u8 output is never negative, with or without */
     void *out;
     size_t ldo; /* elements from row to row */
 } tk__lowp_gemm;
@@ -54,11 +52,10 @@ typedef struct tk__lowp_kernels {
     void (*gemm)(const tk__lowp_gemm *g);
     /* n values of the input image: bfloat16 (inverse is not used), or bytes around TK__U8_ZERO */
     void (*load)(size_t n, const float *x, float inverse, void *y);
-    /* Patch rows m0..m0+rows-1 into out, `pitch` bytes from row to row, zero from the end of the
-     * patch to the next multiple of 4 bytes. geo->ic counts bytes. */
+    /* Patch rows m0..m0+rows-1 into out, `pitch` bytes from row to row. geo->ic counts bytes. */
     void (*patches)(const tk__conv *geo, const unsigned char *x, size_t m0, size_t rows,
                     unsigned char *out, size_t pitch);
-    /* Output rows y0..y1-1 of one image; values are >= 0 or NaN. */
+    /* Output rows y0..y1-1 of one image; values are 0 and above, or NaN, not -0. */
     void (*max_pool)(const tk__pool_shape *s, size_t y0, size_t y1, const void *x, void *y);
     void (*avg_pool)(size_t rows, size_t c, const uint16_t *x, float *y); /* of bfloat16 */
 } tk__lowp_kernels;

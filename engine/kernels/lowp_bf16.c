@@ -10,16 +10,6 @@ TK__INLINE lowp_acc lowp_zero(void)
     return _mm512_setzero_ps();
 }
 
-TK__INLINE lowp_acc lowp_load(const void *p)
-{
-    return _mm512_loadu_ps(p);
-}
-
-TK__INLINE void lowp_store(void *p, lowp_acc acc)
-{
-    _mm512_storeu_ps(p, acc);
-}
-
 TK__INLINE lowp_acc lowp_dot(lowp_acc acc, __m512i a, __m512i b)
 {
     return _mm512_dpbf16_ps(acc, (__m512bh)a, (__m512bh)b);
@@ -28,6 +18,12 @@ TK__INLINE lowp_acc lowp_dot(lowp_acc acc, __m512i a, __m512i b)
 TK__INLINE __m512 lowp_value(lowp_acc acc)
 {
     return acc;
+}
+
+/* The CPU's own rounding; it takes values below 2^-126 for zero. */
+TK__INLINE __m256i lowp_round(__m512 v)
+{
+    return (__m256i)_mm512_cvtneps_pbh(v);
 }
 
 #include "kernels/lowp_tile.h"

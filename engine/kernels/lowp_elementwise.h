@@ -62,7 +62,6 @@ TK__INLINE void copy_patch(const tk__conv *g, const unsigned char *image, ptrdif
         else
             copy_cut(g, image + (size_t)iy * line, ix, to);
     }
-    memset(to, 0, 4);
 }
 
 static void patches(const tk__conv *g, const unsigned char *x, size_t m0, size_t rows,
@@ -83,13 +82,12 @@ static void patches(const tk__conv *g, const unsigned char *x, size_t m0, size_t
 
 /* --- pooling --- */
 
+/* Without a sign, values are in the order of their bits, and NaN is above all. */
 static __attribute__((unused)) void pool_rows_bf16(size_t c, const uint16_t *x,
                                                    uint16_t *restrict y)
 {
-    for (size_t j = 0; j < c; j++) {
-        const float v = tk__from_bf16(x[j]), best = tk__from_bf16(y[j]);
-        y[j] = best >= v || best != best ? y[j] : x[j]; /* a NaN wins and stays */
-    }
+    for (size_t j = 0; j < c; j++)
+        y[j] = x[j] > y[j] ? x[j] : y[j];
 }
 
 static __attribute__((unused)) void pool_rows_u8(size_t c, const uint8_t *x, uint8_t *restrict y)

@@ -17,7 +17,7 @@ static void finish_row(const tk__lowp_gemm *g, size_t i, const float *sums)
         float v = g->scale != NULL ? sums[j] * g->scale[j] : sums[j];
         v += g->bias[j];
         if (g->residual != NULL) v += residual_at(g, at);
-        if (g->relu && v < 0.0f) v = 0.0f;
+        if (g->relu) v = (v < 0.0f ? 0.0f : v) + 0.0f;
         if (g->out_kind == TK__MAP_U8)
             ((uint8_t *)g->out)[at] = tk__to_u8(v * g->inverse);
         else
@@ -33,58 +33,50 @@ static float upper_half(uint32_t word)
     return v;
 }
 
-static void bf16_row(const tk__lowp_gemm *g, size_t i)
+/* Adds the products of word `a` of a row and the words b[n] beside it. */
+static void bf16_step(size_t n, const unsigned char *a, const unsigned char *b, float *sums)
 {
-    float *kept = (float *)g->sums + i * TK__LOWP_NR, sums[TK__LOWP_NR] = {0};
-    if (!g->first) memcpy(sums, kept, sizeof sums);
-    const unsigned char *b = g->b;
-    for (size_t s = 0; s < g->steps; s++, b += g->n * 4) {
-        uint32_t pair, word[TK__LOWP_NR];
-        memcpy(&pair, g->a + i * g->pitch + 4 * s, sizeof pair);
-        memcpy(word, b, g->n * 4);
-        const float low = upper_half(pair << 16), high = upper_half(pair);
-        for (size_t j = 0; j < g->n; j++) {
-            sums[j] += low * upper_half(word[j] << 16);
-            sums[j] += high * upper_half(word[j]);
-        }
+    uint32_t pair, word[TK__LOWP_NR];
+    memcpy(&pair, a, sizeof pair);
+    memcpy(word, b, n * 4);
+    const float low = upper_half(pair << 16), high = upper_half(pair);
+    for (size_t j = 0; j < n; j++) {
+        sums[j] += low * upper_half(word[j] << 16);
+        sums[j] += high * upper_half(word[j]);
     }
-    if (g->last)
-        finish_row(g, i, sums);
-    else
-        memcpy(kept, sums, sizeof sums);
 }
 
 static void gemm_bf16(const tk__lowp_gemm *g)
 {
-    for (size_t i = 0; i < g->m; i++)
-        bf16_row(g, i);
+    for (size_t i = 0; i < g->m; i++) {
+        float sums[TK__LOWP_NR] = {0};
+        const unsigned char *b = g->b, *a = g->a + i * g->pitch;
+        for (size_t r = 0; r < g->segments; r++, a += g->segment_pitch)
+            for (size_t s = 0; s < g->steps; s++, b += g->n * 4)
+                bf16_step(g->n, a + 4 * s, b, sums);
+        finish_row(g, i, sums);
+    }
 }
 
-static void int8_row(const tk__lowp_gemm *g, size_t i)
+static void int8_step(size_t n, const uint8_t *a, const int8_t *b, int32_t *sums)
 {
-    int32_t *kept = (int32_t *)g->sums + i * TK__LOWP_NR, sums[TK__LOWP_NR] = {0};
-    if (!g->first) memcpy(sums, kept, sizeof sums);
-    const int8_t *b = (const int8_t *)g->b;
-    for (size_t s = 0; s < g->steps; s++, b += g->n * 4) {
-        const uint8_t *a = g->a + i * g->pitch + 4 * s;
-        for (size_t j = 0; j < g->n; j++)
-            sums[j] +=
-                a[0] * b[4 * j] + a[1] * b[4 * j + 1] + a[2] * b[4 * j + 2] + a[3] * b[4 * j + 3];
-    }
-    if (!g->last) {
-        memcpy(kept, sums, sizeof sums);
-        return;
-    }
-    float values[TK__LOWP_NR];
-    for (size_t j = 0; j < g->n; j++)
-        values[j] = (float)sums[j];
-    finish_row(g, i, values);
+    for (size_t j = 0; j < n; j++, b += 4)
+        sums[j] += a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
 }
 
 static void gemm_int8(const tk__lowp_gemm *g)
 {
-    for (size_t i = 0; i < g->m; i++)
-        int8_row(g, i);
+    for (size_t i = 0; i < g->m; i++) {
+        int32_t sums[TK__LOWP_NR] = {0};
+        float values[TK__LOWP_NR];
+        const unsigned char *b = g->b, *a = g->a + i * g->pitch;
+        for (size_t r = 0; r < g->segments; r++, a += g->segment_pitch)
+            for (size_t s = 0; s < g->steps; s++, b += g->n * 4)
+                int8_step(g->n, a + 4 * s, (const int8_t *)b, sums);
+        for (size_t j = 0; j < g->n; j++)
+            values[j] = (float)sums[j];
+        finish_row(g, i, values);
+    }
 }
 
 const tk__lowp_kernels tk__bf16_portable = {

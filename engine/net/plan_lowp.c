@@ -1,7 +1,11 @@
-/* The low-precision plan: as plan.c, each unit is one matrix product of patches and folded weights,
- * but maps are bfloat16 or bytes, and patches are copied once per block of rows, whole rows, so
- * that all columns use them from the second cache. A 1x1 convolution without a stride reads its
- * input where it lies.
+/* The low-precision plan: as plan.c, each unit is one matrix product with folded weights, but maps
+ * are bfloat16 or bytes, and the rows of A are copied as little as possible:
+ *
+ *   - a 1x1 convolution without a stride reads its input where it lies, any rows at a time;
+ *   - others take whole lines of output pixels, whose taps in one input line are one run of bytes:
+ *     in place if there is no padding (the image is loaded with its own), else from a strip, the
+ *     input lines of a block with zeros around them;
+ *   - where lines are shorter than a register tile, patches are copied (im2col).
  *
  * In an int8 plan maps are u8 with a scale each (zero is zero: they come out of a ReLU), but for
  * shortcut convolutions, which are only ever added, and the last map, which is only averaged: both
@@ -18,18 +22,24 @@
 enum {
     SLOTS = 4, /* maps alive at once: a block's input, shortcut, branch, and the one being made */
     ALIGN = 64,
-    BLOCK_ROWS = 168,         /* rows a task holds at most: a multiple of the tile's */
-    BLOCK_BYTES = 320 * 1024, /* and bytes: they stay in the second cache */
-    BLOCK_STEPS = 128,        /* of K at a time: a panel's part then stays in the first */
+    BLOCK_ROWS = 168,         /* rows a task holds at most, or a line: a multiple of the tile's */
+    BLOCK_BYTES = 320 * 1024, /* and bytes of A: they stay in the second cache */
     INPUT_STRIPS = 4,         /* tasks per image for loading and pooling */
 };
 
+typedef enum way {
+    IN_PLACE_ROWS,
+    IN_PLACE_LINES,
+    STRIPS,
+    PATCHES,
+} way;
+
 typedef struct lowp_unit {
-    tk__conv geo;          /* of one image, ic in bytes; the stem's reads the padded input */
-    size_t pitch, steps;   /* bytes from patch to patch; words of a patch */
-    bool in_place;         /* patches are the input's pixels */
-    unsigned char *packed; /* panels of [steps][width] words */
-    float *scale, *bias;   /* [oc]; scale is NULL for bf16 */
+    tk__conv geo; /* of one image, ic in bytes; the stem's reads the padded input */
+    way way;
+    size_t segments, steps, segment_pitch, pitch; /* of A, as in tk__lowp_gemm */
+    unsigned char *packed;                        /* panels of [segments * steps][width] words */
+    float *scale, *bias;                          /* [oc]; scale is NULL for bf16 */
 } lowp_unit;
 
 struct tk__lowp_plan {
@@ -47,7 +57,7 @@ struct tk__lowp_plan {
     unsigned char *slot[SLOTS];
     unsigned char *input; /* [max_batch][ih][iw][3], with the stem's padding around each image */
     unsigned char *scratch;
-    size_t scratch_each; /* per thread: sums, then patches */
+    size_t scratch_each; /* per thread: a strip or patches */
 };
 
 static size_t min_size(size_t a, size_t b)
@@ -92,29 +102,57 @@ static void choose_scales(tk__lowp_plan *p, const tk_calibration *ranges)
         if (l->unit[i].pool_after) p->map_scale[l->unit[i].out] = p->map_scale[l->unit[i].out + 1];
 }
 
-/* Patches an odd number of lines apart spread over the cache's sets. */
+static way choose_way(const tk__unit *u, const tk__conv *geo)
+{
+    if (u->k == 1 && u->stride == 1) return IN_PLACE_ROWS;
+    if (u->in != TK__INPUT_MAP && geo->ow < TK__LOWP_MR) return PATCHES;
+    return geo->pad_y == 0 ? IN_PLACE_LINES : STRIPS;
+}
+
 static void describe_unit(tk__lowp_plan *p, size_t i)
 {
     const tk__unit *u = &p->layout.unit[i];
     lowp_unit *lu = &p->unit[i];
-    lu->geo = tk__unit_geo(&p->layout, u, 1);
+    tk__conv *geo = &lu->geo;
+    *geo = tk__unit_geo(&p->layout, u, 1);
+    geo->ic *= p->kn->element;
     if (u->in == TK__INPUT_MAP) {
-        lu->geo.ih += 2 * u->pad;
-        lu->geo.iw += 2 * u->pad;
-        lu->geo.pad_y = lu->geo.pad_x = 0;
+        geo->ih += 2 * u->pad;
+        geo->iw += 2 * u->pad;
+        geo->pad_y = geo->pad_x = 0;
     }
-    lu->geo.ic *= p->kn->element;
-    const size_t bytes = lu->geo.ky * lu->geo.kx * lu->geo.ic;
-    lu->steps = div_up(bytes, 4);
-    lu->in_place = u->k == 1 && u->stride == 1;
-    lu->pitch = lu->in_place ? bytes : (div_up(lu->steps * 4, ALIGN) | 1) * ALIGN;
+    lu->way = choose_way(u, geo);
+    lu->segments = geo->ky;
+    lu->steps = div_up(geo->kx * geo->ic, 4);
+    lu->segment_pitch = (geo->iw + 2 * (size_t)geo->pad_x) * geo->ic;
+    lu->pitch = geo->stride * geo->ic;
+    if (lu->way != PATCHES) return;
+    lu->steps *= lu->segments;
+    lu->segments = 1;
+    /* an odd number of cache lines apart: rows spread over the cache's sets */
+    lu->pitch = (div_up(lu->steps * 4, ALIGN) | 1) * ALIGN;
 }
 
-/* The most rows a task holds, a multiple of the tile's. */
+/* Input lines under `lines` output lines. */
+static size_t strip_lines(const tk__conv *geo, size_t lines)
+{
+    return (lines - 1) * geo->stride + geo->ky;
+}
+
+/* The most rows of A that a task holds; of strips, whole lines. */
 static size_t block_rows(const lowp_unit *u)
 {
+    const size_t ow = u->geo.ow;
+    if (u->way == IN_PLACE_LINES || u->way == STRIPS) return max_size(1, BLOCK_ROWS / ow) * ow;
     const size_t rows = min_size(BLOCK_ROWS, BLOCK_BYTES / u->pitch);
-    return rows < TK__LOWP_MR ? TK__LOWP_MR : rows / TK__LOWP_MR * TK__LOWP_MR;
+    return max_size(1, rows / TK__LOWP_MR) * TK__LOWP_MR;
+}
+
+/* Scratch that a task needs. */
+static size_t block_bytes(const lowp_unit *u)
+{
+    if (u->way == STRIPS) return strip_lines(&u->geo, block_rows(u) / u->geo.ow) * u->segment_pitch;
+    return u->way == PATCHES ? block_rows(u) * u->pitch : 0;
 }
 
 /* --- memory --- */
@@ -161,21 +199,21 @@ static void *place(unsigned char *base, size_t *used, size_t bytes)
 static size_t lay_out(tk__lowp_plan *p, unsigned char *base)
 {
     const tk__layout *l = &p->layout;
-    size_t used = 0, patches = 0, slots[SLOTS];
+    size_t used = 0, scratch = 0, slots[SLOTS];
     for (size_t i = 0; i < l->units; i++) {
         lowp_unit *u = &p->unit[i];
-        u->packed = place(base, &used, u->steps * 4 * u->geo.oc);
+        u->packed = place(base, &used, u->segments * u->steps * 4 * u->geo.oc);
         u->bias = place(base, &used, u->geo.oc * sizeof *u->bias);
         if (p->precision == TK_PRECISION_INT8)
             u->scale = place(base, &used, u->geo.oc * sizeof *u->scale);
-        if (!u->in_place && patches < block_rows(u) * u->pitch) patches = block_rows(u) * u->pitch;
+        scratch = max_size(scratch, block_bytes(u));
     }
     plan_slots(p, slots);
     for (int s = 0; s < SLOTS; s++)
         p->slot[s] = place(base, &used, slots[s]);
     const tk__conv *stem = &p->unit[0].geo;
     p->input = place(base, &used, p->max_batch * stem->ih * stem->iw * stem->ic);
-    p->scratch_each = BLOCK_ROWS * TK__LOWP_NR * 4 + div_up(patches, ALIGN) * ALIGN + ALIGN;
+    p->scratch_each = div_up(scratch + TK__LOWP_SLACK, ALIGN) * ALIGN;
     p->scratch = place(base, &used, p->scratch_each * tk_pool_threads(p->pool));
     return used;
 }
@@ -199,19 +237,22 @@ static void fold(const tk__lowp_plan *p, const tk_params *params, size_t i, floa
     }
 }
 
-/* Element (k, j) of a packed matrix with `group` elements to a word: word k / group of column j. */
-static size_t packed_at(size_t steps, size_t n, size_t group, size_t k, size_t j)
+/* Element (k, j) of the packed matrix, `group` elements to a word: word w of column j. */
+static size_t packed_at(const lowp_unit *u, size_t rows, size_t group, size_t k, size_t j)
 {
-    const size_t panel = j / TK__LOWP_NR * TK__LOWP_NR, width = tk__lowp_width(n - panel);
-    return ((panel * steps + k / group * width) + j - panel) * group + k % group;
+    const size_t run = rows / u->segments; /* K of a segment; its last word may be padded */
+    const size_t w = k / run * u->steps + k % run / group, words = u->segments * u->steps;
+    const size_t panel = j / TK__LOWP_NR * TK__LOWP_NR, width = tk__lowp_width(u->geo.oc - panel);
+    return (panel * words + w * width + j - panel) * group + k % run % group;
 }
 
+/* w [rows][oc] */
 static void pack_bf16(const lowp_unit *u, size_t rows, const float *w)
 {
     uint16_t *packed = (void *)u->packed;
     for (size_t k = 0; k < rows; k++)
         for (size_t j = 0; j < u->geo.oc; j++)
-            packed[packed_at(u->steps, u->geo.oc, 2, k, j)] = tk__to_bf16(w[k * u->geo.oc + j]);
+            packed[packed_at(u, rows, 2, k, j)] = tk__to_bf16(w[k * u->geo.oc + j]);
 }
 
 /* Symmetric, a scale per column: its largest weight becomes 127. `in_scale` is what a step of the
@@ -227,7 +268,7 @@ static void pack_int8(const lowp_unit *u, size_t rows, const float *w, float in_
         int32_t sum = 0;
         for (size_t k = 0; k < rows; k++) {
             const int q = (int)lrintf(w[k * n + j] * inverse);
-            ((int8_t *)u->packed)[packed_at(u->steps, n, 4, k, j)] = (int8_t)q;
+            ((int8_t *)u->packed)[packed_at(u, rows, 4, k, j)] = (int8_t)q;
             sum += q;
         }
         u->scale[j] = in_scale * most / 127.0f;
@@ -342,16 +383,16 @@ size_t tk__lowp_bytes(const tk__lowp_plan *plan)
 
 /* --- run --- */
 
+/* Rows are those of A, one per output pixel of the batch. A block is some rows, or some lines of
+ * one image. */
 typedef struct conv_state {
     const tk__lowp_plan *plan;
     const lowp_unit *unit;
-    tk__lowp_gemm gemm; /* what all tiles share; pointers at the first element */
+    tk__lowp_gemm gemm; /* what all products share; pointers at the first element */
     const unsigned char *x;
-    size_t m;      /* rows of all images */
-    size_t rows;   /* per block */
-    size_t panels; /* per task */
-    size_t column_tasks;
-    size_t steps; /* at a time */
+    size_t images, lines, line_rows; /* rows = images * lines * line_rows */
+    size_t block_lines, blocks;      /* per image */
+    size_t panels, column_tasks;     /* panels per task */
 } conv_state;
 
 static const unsigned char *at_element(const void *map, tk__lowp_kind kind, size_t i)
@@ -359,12 +400,13 @@ static const unsigned char *at_element(const void *map, tk__lowp_kind kind, size
     return (const unsigned char *)map + i * (kind == TK__MAP_BF16 ? 2 : 1);
 }
 
-/* Columns j.. of rows m0.. of the output. */
+/* Columns j.. of output row m0. */
 static tk__lowp_gemm panel_job(const conv_state *s, size_t m0, size_t j)
 {
     tk__lowp_gemm g = s->gemm;
     const size_t at = m0 * g.ldo + j;
     g.n = tk__lowp_width(g.ldo - j);
+    g.b = s->unit->packed + j * g.segments * g.steps * 4;
     g.bias += j;
     if (g.scale != NULL) g.scale += j;
     if (g.residual != NULL) g.residual = at_element(g.residual, g.residual_kind, at);
@@ -372,48 +414,86 @@ static tk__lowp_gemm panel_job(const conv_state *s, size_t m0, size_t j)
     return g;
 }
 
+/* The input lines under output lines y.. of an image, with zeros around. */
+static void copy_strip(const lowp_unit *u, const unsigned char *image, size_t y, size_t lines,
+                       unsigned char *to)
+{
+    const tk__conv *geo = &u->geo;
+    const size_t line = geo->iw * geo->ic, side = (size_t)geo->pad_x * geo->ic;
+    ptrdiff_t iy = (ptrdiff_t)(y * geo->stride) - geo->pad_y;
+    for (size_t i = 0; i < strip_lines(geo, lines); i++, iy++, to += u->segment_pitch) {
+        if (iy < 0 || iy >= (ptrdiff_t)geo->ih) {
+            memset(to, 0, u->segment_pitch);
+            continue;
+        }
+        memset(to, 0, side);
+        memcpy(to + side, image + (size_t)iy * line, line);
+        memset(to + side + line, 0, side);
+    }
+}
+
+/* The first row of A for `lines` lines from line y of an image. */
+static const unsigned char *block_of_a(const conv_state *s, size_t image, size_t y, size_t lines,
+                                       unsigned char *scratch)
+{
+    const lowp_unit *u = s->unit;
+    const unsigned char *x = s->x + image * u->geo.ih * u->geo.iw * u->geo.ic;
+    switch (u->way) {
+    case IN_PLACE_ROWS:
+        return x + y * u->pitch;
+    case IN_PLACE_LINES:
+        return x + y * u->geo.stride * u->segment_pitch;
+    case STRIPS:
+        copy_strip(u, x, y, lines, scratch);
+        return scratch;
+    case PATCHES:
+        break;
+    }
+    s->plan->kn->patches(&u->geo, x, y, lines, scratch, u->pitch);
+    return scratch;
+}
+
 static void conv_task(void *ctx, size_t task, size_t thread)
 {
     const conv_state *s = ctx;
     const lowp_unit *u = s->unit;
-    const tk__lowp_kernels *kn = s->plan->kn;
-    const size_t m0 = task / s->column_tasks * s->rows, rows = min_size(s->rows, s->m - m0);
+    const size_t block = task / s->column_tasks, image = block / s->blocks;
+    const size_t y = block % s->blocks * s->block_lines;
+    const size_t lines = min_size(s->block_lines, s->lines - y);
     const size_t j_begin = task % s->column_tasks * s->panels * TK__LOWP_NR;
     const size_t j_end = min_size(j_begin + s->panels * TK__LOWP_NR, u->geo.oc);
-    unsigned char *sums = s->plan->scratch + thread * s->plan->scratch_each;
-    unsigned char *patches = sums + BLOCK_ROWS * TK__LOWP_NR * 4;
-    if (!u->in_place) kn->patches(&u->geo, s->x, m0, rows, patches, u->pitch);
-    const unsigned char *a = u->in_place ? s->x + m0 * u->pitch : patches;
-    for (size_t j = j_begin; j < j_end; j += TK__LOWP_NR) {
-        tk__lowp_gemm g = panel_job(s, m0, j);
-        g.m = rows;
-        g.sums = sums;
-        for (size_t k = 0; k < u->steps; k += g.steps) {
-            g.steps = min_size(s->steps, u->steps - k);
-            g.a = a + k * 4;
-            g.b = u->packed + (j * u->steps + k * g.n) * 4;
-            g.first = k == 0;
-            g.last = k + g.steps == u->steps;
-            kn->gemm(&g);
+    const unsigned char *a =
+        block_of_a(s, image, y, lines, s->plan->scratch + thread * s->plan->scratch_each);
+    /* rows that lie evenly are one product, whatever their lines */
+    const bool even = s->line_rows == 1;
+    for (size_t j = j_begin; j < j_end; j += TK__LOWP_NR)
+        for (size_t i = 0; i < (even ? 1 : lines); i++) {
+            tk__lowp_gemm g = panel_job(s, (image * s->lines + y + i) * s->line_rows, j);
+            g.m = even ? lines : s->line_rows;
+            g.a = a + i * u->geo.stride * u->segment_pitch;
+            s->plan->kn->gemm(&g);
         }
-    }
 }
 
-/* Blocks of nearly equal size. Few rows (one image, late layers): columns are spread over tasks
- * too, at the price of copying the patches once per task. No sum depends on it. */
+/* Blocks of nearly equal size, a multiple of the threads. Few rows (one image, late layers):
+ * columns are spread over tasks too, at the price of copying once per task. No sum depends on it.
+ */
 static void plan_tasks(conv_state *s)
 {
-    const size_t threads = tk_pool_threads(s->plan->pool), most = block_rows(s->unit);
-    const size_t panels = div_up(s->unit->geo.oc, TK__LOWP_NR),
-                 want = threads > 1 ? 4 * threads : 1;
-    size_t blocks = max_size(div_up(s->m, most), min_size(want, div_up(s->m, 4 * TK__LOWP_MR)));
-    if (blocks > threads) blocks = div_up(blocks, threads) * threads;
-    s->rows = div_up(div_up(s->m, blocks), TK__LOWP_MR) * TK__LOWP_MR;
-    blocks = div_up(s->m, s->rows);
-    s->panels = panels;
-    if (blocks < want) s->panels = div_up(panels, min_size(panels, div_up(want, blocks)));
+    const size_t threads = tk_pool_threads(s->plan->pool), want = threads > 1 ? 4 * threads : 1;
+    const size_t panels = div_up(s->unit->geo.oc, TK__LOWP_NR);
+    const size_t step = s->line_rows == 1 ? TK__LOWP_MR : 1; /* lines that belong together */
+    const size_t least = div_up((size_t)4 * TK__LOWP_MR, s->line_rows);
+    size_t blocks = max_size(div_up(s->lines, block_rows(s->unit) / s->line_rows),
+                             min_size(div_up(want, s->images), div_up(s->lines, least)));
+    if (s->images * blocks > threads)
+        while (s->images * blocks % threads != 0)
+            blocks++;
+    s->block_lines = div_up(div_up(s->lines, blocks), step) * step;
+    s->blocks = div_up(s->lines, s->block_lines);
+    const size_t all = s->images * s->blocks;
+    s->panels = all < want ? div_up(panels, min_size(panels, div_up(want, all))) : panels;
     s->column_tasks = div_up(panels, s->panels);
-    s->steps = div_up(s->unit->steps, div_up(s->unit->steps, BLOCK_STEPS));
 }
 
 static void *map_of(const tk__lowp_plan *p, int m)
@@ -427,7 +507,10 @@ static void run_unit(tk__lowp_plan *p, size_t i, size_t n)
     const lowp_unit *lu = &p->unit[i];
     conv_state s = {.plan = p,
                     .unit = lu,
-                    .gemm = {.pitch = lu->pitch,
+                    .gemm = {.segments = lu->segments,
+                             .steps = lu->steps,
+                             .pitch = lu->pitch,
+                             .segment_pitch = lu->segment_pitch,
                              .scale = lu->scale,
                              .bias = lu->bias,
                              .residual = map_of(p, u->residual),
@@ -436,14 +519,20 @@ static void run_unit(tk__lowp_plan *p, size_t i, size_t n)
                              .out_kind = p->kind[u->out],
                              .ldo = lu->geo.oc},
                     .x = map_of(p, u->in),
-                    .m = n * lu->geo.oh * lu->geo.ow};
+                    .images = n,
+                    .lines = lu->geo.oh,
+                    .line_rows = lu->geo.ow};
+    if (lu->way == IN_PLACE_ROWS || lu->way == PATCHES) { /* all rows are alike */
+        s.images = s.line_rows = 1;
+        s.lines = n * lu->geo.oh * lu->geo.ow;
+    }
     if (u->residual != TK__NO_MAP) {
         s.gemm.residual_kind = p->kind[u->residual];
         s.gemm.residual_scale = p->map_scale[u->residual];
     }
     if (s.gemm.out_kind == TK__MAP_U8) s.gemm.inverse = 1.0f / p->map_scale[u->out];
     plan_tasks(&s);
-    tk_pool_run(p->pool, div_up(s.m, s.rows) * s.column_tasks, conv_task, &s);
+    tk_pool_run(p->pool, s.images * s.blocks * s.column_tasks, conv_task, &s);
 }
 
 typedef struct image_state {
