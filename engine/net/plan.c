@@ -202,7 +202,7 @@ static void avg_pool_task(void *ctx, size_t image, size_t thread)
 static void see_map(const tk_plan *plan, int map, size_t n, const float *values)
 {
     if (plan->seen != NULL)
-        tk__calibrate_map(plan->seen, map, n, n * tk__map_floats(&plan->layout.map[map]), values);
+        tk__calibrate_map(plan->seen, map, n * tk__map_floats(&plan->layout.map[map]), values);
 }
 
 void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
@@ -261,6 +261,5 @@ tk_err tk_plan_calibrate(tk_plan *plan, size_t n, const float *x, tk_calibration
     plan->seen = ranges;
     tk_plan_run(plan, n, x, NULL);
     plan->seen = NULL;
-    ranges->images += (uint32_t)n;
     return TK_OK;
 }

@@ -18,9 +18,7 @@ void tk__lowp_destroy(tk__lowp_plan *plan); /* NULL is fine */
 void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features);
 size_t tk__lowp_bytes(const tk__lowp_plan *plan);
 
-/* Merges the range of one fp32 map (`count` values of `images` images) into ranges->limit[map],
- * weighed by the images behind each; ranges->images is not yet moved on. */
-void tk__calibrate_map(tk_calibration *ranges, int map, size_t images, size_t count,
-                       const float *values);
+/* Widens ranges->limit[map] to the largest finite magnitude among values[count] of an fp32 map. */
+void tk__calibrate_map(tk_calibration *ranges, int map, size_t count, const float *values);
 
 #endif

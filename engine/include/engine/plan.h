@@ -26,10 +26,10 @@ void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features);
 
 size_t tk_plan_bytes(const tk_plan *plan);
 
-/* Runs an fp32 plan on x as tk_plan_run() does, and merges what it sees of each map into *ranges,
- * which is zeroed before the first call. Each call finds for each map the limit of least squared
- * error in eight bits; over calls the limits are averaged, weighed by their images. TK_BADARG if
- * the plan is not fp32 or *ranges belongs to another architecture. */
+/* Runs an fp32 plan on x as tk_plan_run() does, and widens *ranges, which is zeroed before the first
+ * call, to the largest magnitude in each map. Some hundred images that look like those to come, over
+ * any number of calls, are enough. TK_BADARG if the plan is not fp32 or *ranges belongs to another
+ * architecture. */
 TK_MUST tk_err tk_plan_calibrate(tk_plan *plan, size_t n, const float *x, tk_calibration *ranges,
                                  tk_diag *diag);
 

@@ -27,7 +27,7 @@ enum { TK_CALIBRATION_MAPS = 66 };
  * data: copy it, store it. Map 0 is the normalised input, the others follow in forward order; their
  * number depends on the architecture only. */
 typedef struct tk_calibration {
-    uint32_t maps, images;
+    uint32_t maps;
     /* [maps], > 0: the largest magnitude that the map represents, in the map's own unit; what lies
      * beyond is clipped */
     float limit[TK_CALIBRATION_MAPS];
