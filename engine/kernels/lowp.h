@@ -23,11 +23,13 @@ enum {
     TK__LOWP_NR = 32,    /* columns of a panel */
     TK__LOWP_MR = 14,    /* rows of a register tile */
     TK__LOWP_SLACK = 64, /* bytes that copies may read and write beyond a buffer's contents */
-    TK__U8_ZERO = 128,   /* the byte that stands for 0 in the quantised input image */
+    TK__WINOGRAD_CHANNELS = 512, /* at most */
+    TK__U8_ZERO = 128,           /* the byte that stands for 0 in the quantised input image */
 };
 
-/* What a map holds. A byte q of a u8 map means q * scale; it is made by round(v * inverse). */
-typedef enum tk__lowp_kind { TK__MAP_BF16, TK__MAP_U8 } tk__lowp_kind;
+/* What a map holds; sums are fp32 and come without an epilogue (bf16 only). A byte q of a u8 map
+ * means q * scale; it is made by round(v * inverse). */
+typedef enum tk__lowp_kind { TK__MAP_BF16, TK__MAP_U8, TK__SUMS } tk__lowp_kind;
 
 /* out[m][n] = relu?(a[m][k] b[k][n] * scale + bias + residual). A row of A is `segments` runs of
  * `steps` words: of a convolution that reads its input in place, a run for each row of taps. */
@@ -46,6 +48,18 @@ typedef struct tk__lowp_gemm {
     size_t ldo; /* elements from row to row */
 } tk__lowp_gemm;
 
+/* A 3x3 convolution with padding 1 as F(2x2, 3x3), all in bfloat16 (lowp_winograd.h). Tiles of 2x2
+ * output pixels are counted through the batch. */
+typedef struct tk__winograd {
+    size_t h, w, ic, oc;      /* input and output are both h x w */
+    size_t tiles_y, tiles_x;  /* per image */
+    const uint16_t *x;        /* [n][h][w][ic] */
+    const float *bias;        /* [oc] */
+    const uint16_t *residual; /* as y, or NULL */
+    bool relu;
+    uint16_t *y; /* [n][h][w][oc] */
+} tk__winograd;
+
 typedef struct tk__lowp_kernels {
     const char *name; /* "bf16 portable", ... */
     size_t element;   /* bytes of a map's element */
@@ -55,6 +69,11 @@ typedef struct tk__lowp_kernels {
     /* Patch rows m0..m0+rows-1 into out, `pitch` bytes from row to row. geo->ic counts bytes. */
     void (*patches)(const tk__conv *geo, const unsigned char *x, size_t m0, size_t rows,
                     unsigned char *out, size_t pitch);
+    /* Tiles tile0.. into v [16][tiles][ic]; columns j..j+n-1 of tiles from m [16][tiles][NR]. bf16
+     * only. */
+    void (*winograd_in)(const tk__winograd *w, size_t tile0, size_t tiles, uint16_t *v);
+    void (*winograd_out)(const tk__winograd *w, size_t tile0, size_t tiles, size_t j, size_t n,
+                         const float *m);
     /* Output rows y0..y1-1 of one image; values are 0 and above, or NaN, not -0. */
     void (*max_pool)(const tk__pool_shape *s, size_t y0, size_t y1, const void *x, void *y);
     void (*avg_pool)(size_t rows, size_t c, const uint16_t *x, float *y); /* of bfloat16 */

@@ -28,4 +28,30 @@ TK__INLINE __m256i lowp_round(__m512 v)
 
 #include "kernels/lowp_tile.h"
 
-const tk__lowp_kernels tk__bf16_avx512 = {.name = "bf16 avx512", .gemm = gemm, TK__LOWP_BF16};
+typedef __m512 wino_lane;
+enum { WINO_LANES = VL };
+
+TK__INLINE __m512 wino_load(const uint16_t *p)
+{
+    return load_bf16_lanes(p);
+}
+
+TK__INLINE void wino_store(uint16_t *p, __m512 v)
+{
+    _mm256_storeu_si256((void *)p, lowp_round(v));
+}
+
+TK__INLINE __m512 wino_sums(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+TK__INLINE __m512 wino_relu(__m512 v)
+{
+    return relu(v);
+}
+
+#include "kernels/lowp_winograd.h"
+
+const tk__lowp_kernels tk__bf16_avx512 = {
+    .name = "bf16 avx512", .gemm = gemm, TK__LOWP_BF16, TK__LOWP_WINOGRAD};

@@ -2,6 +2,36 @@
  * the instructions. */
 #include "kernels/lowp_elementwise.h"
 
+typedef float wino_lane;
+enum { WINO_LANES = 1 };
+
+static inline float wino_load(const uint16_t *p)
+{
+    return tk__from_bf16(*p);
+}
+
+static inline void wino_store(uint16_t *p, float v)
+{
+    *p = tk__to_bf16(v);
+}
+
+static inline float wino_sums(const float *p)
+{
+    return *p;
+}
+
+static inline float relu(float v)
+{
+    return (v < 0.0f ? 0.0f : v) + 0.0f;
+}
+
+static inline float wino_relu(float v)
+{
+    return relu(v);
+}
+
+#include "kernels/lowp_winograd.h"
+
 static float residual_at(const tk__lowp_gemm *g, size_t at)
 {
     if (g->residual_kind == TK__MAP_U8)
@@ -17,7 +47,7 @@ static void finish_row(const tk__lowp_gemm *g, size_t i, const float *sums)
         float v = g->scale != NULL ? sums[j] * g->scale[j] : sums[j];
         v += g->bias[j];
         if (g->residual != NULL) v += residual_at(g, at);
-        if (g->relu) v = (v < 0.0f ? 0.0f : v) + 0.0f;
+        if (g->relu) v = relu(v);
         if (g->out_kind == TK__MAP_U8)
             ((uint8_t *)g->out)[at] = tk__to_u8(v * g->inverse);
         else
@@ -54,7 +84,10 @@ static void gemm_bf16(const tk__lowp_gemm *g)
         for (size_t r = 0; r < g->segments; r++, a += g->segment_pitch)
             for (size_t s = 0; s < g->steps; s++, b += g->n * 4)
                 bf16_step(g->n, a + 4 * s, b, sums);
-        finish_row(g, i, sums);
+        if (g->out_kind == TK__SUMS)
+            memcpy((float *)g->out + i * g->ldo, sums, g->n * sizeof *sums);
+        else
+            finish_row(g, i, sums);
     }
 }
 
@@ -80,6 +113,6 @@ static void gemm_int8(const tk__lowp_gemm *g)
 }
 
 const tk__lowp_kernels tk__bf16_portable = {
-    .name = "bf16 portable", .gemm = gemm_bf16, TK__LOWP_BF16};
+    .name = "bf16 portable", .gemm = gemm_bf16, TK__LOWP_BF16, TK__LOWP_WINOGRAD};
 const tk__lowp_kernels tk__int8_portable = {
     .name = "int8 portable", .gemm = gemm_int8, TK__LOWP_INT8};

@@ -29,6 +29,18 @@ TK__INLINE __m512i load_step(const unsigned char *const p[5], size_t i, size_t p
 
 enum { NO_RESIDUAL = -1 };
 
+TK__INLINE __m512 load_bf16_lanes(const uint16_t *p)
+{
+    const __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+}
+
+/* max returns its second operand, the NaN; adding 0 turns -0 into 0 */
+TK__INLINE __m512 relu(__m512 v)
+{
+    return _mm512_add_ps(_mm512_max_ps(_mm512_setzero_ps(), v), _mm512_setzero_ps());
+}
+
 TK__INLINE __m512 load_residual(const tk__lowp_gemm *g, int kind, size_t at)
 {
     if (kind == TK__MAP_U8) {
@@ -36,9 +48,7 @@ TK__INLINE __m512 load_residual(const tk__lowp_gemm *g, int kind, size_t at)
         const __m512i v = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)q));
         return _mm512_mul_ps(_mm512_cvtepi32_ps(v), _mm512_set1_ps(g->residual_scale));
     }
-    const uint16_t *h = (const uint16_t *)g->residual + at;
-    const __m512i v = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)h));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
+    return load_bf16_lanes((const uint16_t *)g->residual + at);
 }
 
 TK__INLINE void store_u8(const tk__lowp_gemm *g, __m512 v, size_t at)
@@ -62,8 +72,7 @@ TK__INLINE void finish_as(const tk__lowp_gemm *g, size_t i0, size_t mr,
             const size_t at = (i0 + i) * g->ldo + col;
             __m512 v = _mm512_add_ps(_mm512_mul_ps(lowp_value(sums[i][col / VL]), scale), bias);
             if (residual != NO_RESIDUAL) v = _mm512_add_ps(v, load_residual(g, residual, at));
-            if (g->relu)
-                v = _mm512_add_ps(_mm512_max_ps(_mm512_setzero_ps(), v), _mm512_setzero_ps());
+            if (g->relu) v = relu(v);
             if (out == TK__MAP_U8)
                 store_u8(g, v, at);
             else
@@ -114,6 +123,15 @@ TK__INLINE void tile(const tk__lowp_gemm *g, size_t i0, size_t mr, size_t nv)
             }
             p[0] += WORD, p[1] += WORD, p[2] += WORD, p[3] += WORD, p[4] += WORD;
         }
+    }
+    if (g->out_kind == TK__SUMS) {
+        TK__UNROLL
+        for (size_t i = 0; i < mr; i++) {
+            float *out = (float *)g->out + (i0 + i) * g->ldo;
+            _mm512_storeu_ps(out, lowp_value(acc[i][0]));
+            if (nv > 1) _mm512_storeu_ps(out + VL, lowp_value(acc[i][1]));
+        }
+        return;
     }
     lowp_acc sums[MR][2];
     TK__UNROLL

@@ -5,6 +5,7 @@
  *   - others take whole lines of output pixels, whose taps in one input line are one run of bytes:
  *     in place if there is no padding (the image is loaded with its own), else from a strip, the
  *     input lines of a block with zeros around them;
+ *   - 3x3 convolutions without a stride go by Winograd's F(2x2, 3x3) in a bf16 plan;
  *   - where lines are shorter than a register tile, patches are copied (im2col).
  *
  * In an int8 plan maps are u8 with a scale each (zero is zero: they come out of a ReLU), but for
@@ -24,7 +25,11 @@ enum {
     ALIGN = 64,
     BLOCK_ROWS = 168,         /* rows a task holds at most, or a line: a multiple of the tile's */
     BLOCK_BYTES = 320 * 1024, /* and bytes of A: they stay in the second cache */
-    INPUT_STRIPS = 4,         /* tasks per image for loading and pooling */
+    BLOCK_TILES = 84,         /* of Winograd: a multiple of the tile's rows */
+    WINOGRAD_LEAST = 64,      /* channels from which its transforms pay */
+    WINOGRAD_BYTES = 480 * 1024,
+    POSITIONS = 16,
+    INPUT_STRIPS = 4, /* tasks per image for loading and pooling */
 };
 
 typedef enum way {
@@ -32,6 +37,7 @@ typedef enum way {
     IN_PLACE_LINES,
     STRIPS,
     PATCHES,
+    WINOGRAD, /* segments are the 16 positions of the transform */
 } way;
 
 typedef struct lowp_unit {
@@ -102,8 +108,12 @@ static void choose_scales(tk__lowp_plan *p, const tk_calibration *ranges)
         if (l->unit[i].pool_after) p->map_scale[l->unit[i].out] = p->map_scale[l->unit[i].out + 1];
 }
 
-static way choose_way(const tk__unit *u, const tk__conv *geo)
+static way choose_way(const tk__lowp_plan *p, const tk__unit *u, const tk__conv *geo)
 {
+    const size_t ic = p->layout.map[u->in].c;
+    if (p->precision == TK_PRECISION_BF16 && u->k == 3 && u->stride == 1 && ic >= WINOGRAD_LEAST &&
+        ic <= TK__WINOGRAD_CHANNELS)
+        return WINOGRAD;
     if (u->k == 1 && u->stride == 1) return IN_PLACE_ROWS;
     if (u->in != TK__INPUT_MAP && geo->ow < TK__LOWP_MR) return PATCHES;
     return geo->pad_y == 0 ? IN_PLACE_LINES : STRIPS;
@@ -121,11 +131,15 @@ static void describe_unit(tk__lowp_plan *p, size_t i)
         geo->iw += 2 * u->pad;
         geo->pad_y = geo->pad_x = 0;
     }
-    lu->way = choose_way(u, geo);
+    lu->way = choose_way(p, u, geo);
     lu->segments = geo->ky;
     lu->steps = div_up(geo->kx * geo->ic, 4);
     lu->segment_pitch = (geo->iw + 2 * (size_t)geo->pad_x) * geo->ic;
     lu->pitch = geo->stride * geo->ic;
+    if (lu->way == WINOGRAD) {
+        lu->segments = POSITIONS;
+        lu->steps = div_up(geo->ic, 4);
+    }
     if (lu->way != PATCHES) return;
     lu->steps *= lu->segments;
     lu->segments = 1;
@@ -148,9 +162,18 @@ static size_t block_rows(const lowp_unit *u)
     return max_size(1, rows / TK__LOWP_MR) * TK__LOWP_MR;
 }
 
+/* The most tiles of a Winograd task: their transforms fill a part of the second cache. */
+static size_t block_tiles(const lowp_unit *u)
+{
+    const size_t tiles = min_size(BLOCK_TILES, WINOGRAD_BYTES / (POSITIONS * u->geo.ic));
+    return max_size(1, tiles / TK__LOWP_MR) * TK__LOWP_MR;
+}
+
 /* Scratch that a task needs. */
 static size_t block_bytes(const lowp_unit *u)
 {
+    if (u->way == WINOGRAD)
+        return block_tiles(u) * POSITIONS * (u->geo.ic + TK__LOWP_NR * sizeof(float));
     if (u->way == STRIPS) return strip_lines(&u->geo, block_rows(u) / u->geo.ow) * u->segment_pitch;
     return u->way == PATCHES ? block_rows(u) * u->pitch : 0;
 }
@@ -276,6 +299,39 @@ static void pack_int8(const lowp_unit *u, size_t rows, const float *w, float in_
     }
 }
 
+/* U = G g G' of one 3x3 kernel, g [9] to u [16] (kernels/lowp_winograd.h). */
+static void transform_weights(const float g[9], float u[POSITIONS])
+{
+    float rows[4][3];
+    for (size_t i = 0; i < 3; i++) {
+        rows[0][i] = g[i];
+        rows[1][i] = 0.5f * (g[i] + g[3 + i] + g[6 + i]);
+        rows[2][i] = 0.5f * (g[i] - g[3 + i] + g[6 + i]);
+        rows[3][i] = g[6 + i];
+    }
+    for (size_t i = 0; i < 4; i++) {
+        u[4 * i] = rows[i][0];
+        u[4 * i + 1] = 0.5f * (rows[i][0] + rows[i][1] + rows[i][2]);
+        u[4 * i + 2] = 0.5f * (rows[i][0] - rows[i][1] + rows[i][2]);
+        u[4 * i + 3] = rows[i][2];
+    }
+}
+
+static void pack_winograd(const lowp_unit *u, size_t ic, const float *w)
+{
+    uint16_t *packed = (void *)u->packed;
+    const size_t n = u->geo.oc;
+    for (size_t c = 0; c < ic; c++)
+        for (size_t j = 0; j < n; j++) {
+            float g[9], at[POSITIONS];
+            for (size_t t = 0; t < 9; t++)
+                g[t] = w[(t * ic + c) * n + j];
+            transform_weights(g, at);
+            for (size_t i = 0; i < POSITIONS; i++)
+                packed[packed_at(u, POSITIONS * ic, 2, i * ic + c, j)] = tk__to_bf16(at[i]);
+        }
+}
+
 typedef struct pack_state {
     const tk__lowp_plan *plan;
     const tk_params *params;
@@ -291,7 +347,9 @@ static void pack_task(void *ctx, size_t i, size_t thread)
     float *w = s->folded + thread * s->folded_each;
     fold(p, s->params, i, w);
     const size_t rows = s->params->table[p->layout.unit[i].conv].count / p->unit[i].geo.oc;
-    if (p->precision == TK_PRECISION_BF16)
+    if (p->unit[i].way == WINOGRAD)
+        pack_winograd(&p->unit[i], rows / 9, w);
+    else if (p->precision == TK_PRECISION_BF16)
         pack_bf16(&p->unit[i], rows, w);
     else
         pack_int8(&p->unit[i], rows, w, p->map_scale[in], in == TK__INPUT_MAP ? TK__U8_ZERO : 0);
@@ -447,6 +505,7 @@ static const unsigned char *block_of_a(const conv_state *s, size_t image, size_t
         copy_strip(u, x, y, lines, scratch);
         return scratch;
     case PATCHES:
+    case WINOGRAD:
         break;
     }
     s->plan->kn->patches(&u->geo, x, y, lines, scratch, u->pitch);
@@ -499,6 +558,81 @@ static void plan_tasks(conv_state *s)
 static void *map_of(const tk__lowp_plan *p, int m)
 {
     return m == TK__NO_MAP ? NULL : m == TK__INPUT_MAP ? p->input : p->slot[p->slot_of[m]];
+}
+
+/* Winograd: blocks of tiles. */
+typedef struct winograd_state {
+    const tk__lowp_plan *plan;
+    const lowp_unit *unit;
+    tk__winograd job;
+    size_t tiles, block_tiles;
+    size_t panels, column_tasks; /* panels per task */
+} winograd_state;
+
+static void winograd_task(void *ctx, size_t task, size_t thread)
+{
+    const winograd_state *s = ctx;
+    const lowp_unit *u = s->unit;
+    const tk__lowp_kernels *kn = s->plan->kn;
+    const size_t tile0 = task / s->column_tasks * s->block_tiles;
+    const size_t tiles = min_size(s->block_tiles, s->tiles - tile0);
+    const size_t j_begin = task % s->column_tasks * s->panels * TK__LOWP_NR;
+    const size_t j_end = min_size(j_begin + s->panels * TK__LOWP_NR, s->job.oc);
+    unsigned char *v = s->plan->scratch + thread * s->plan->scratch_each;
+    float *m = (void *)(v + tiles * POSITIONS * u->geo.ic);
+    kn->winograd_in(&s->job, tile0, tiles, (void *)v);
+    for (size_t j = j_begin; j < j_end; j += TK__LOWP_NR) {
+        const size_t n = tk__lowp_width(s->job.oc - j);
+        const unsigned char *packed = u->packed + j * POSITIONS * u->steps * 4;
+        for (size_t i = 0; i < POSITIONS; i++)
+            kn->gemm(&(tk__lowp_gemm){.m = tiles,
+                                      .n = n,
+                                      .segments = 1,
+                                      .steps = u->steps,
+                                      .a = v + i * tiles * u->geo.ic,
+                                      .pitch = u->geo.ic,
+                                      .b = packed + i * u->steps * n * 4,
+                                      .out_kind = TK__SUMS,
+                                      .out = m + i * tiles * TK__LOWP_NR,
+                                      .ldo = TK__LOWP_NR});
+        kn->winograd_out(&s->job, tile0, tiles, j, n, m);
+    }
+}
+
+/* As plan_tasks(). */
+static void plan_tiles(winograd_state *s)
+{
+    const size_t threads = tk_pool_threads(s->plan->pool), want = threads > 1 ? 2 * threads : 1;
+    const size_t panels = div_up(s->job.oc, TK__LOWP_NR);
+    size_t blocks = max_size(div_up(s->tiles, block_tiles(s->unit)),
+                             min_size(want, div_up(s->tiles, (size_t)2 * TK__LOWP_MR)));
+    if (blocks > 1) blocks = div_up(blocks, threads) * threads;
+    s->block_tiles = div_up(s->tiles, blocks);
+    blocks = div_up(s->tiles, s->block_tiles);
+    s->panels = blocks < want ? div_up(panels, min_size(panels, div_up(want, blocks))) : panels;
+    s->column_tasks = div_up(panels, s->panels);
+}
+
+static void run_winograd(tk__lowp_plan *p, size_t i, size_t n)
+{
+    const tk__unit *u = &p->layout.unit[i];
+    const tk__conv *geo = &p->unit[i].geo;
+    winograd_state s = {.plan = p,
+                        .unit = &p->unit[i],
+                        .job = {.h = geo->oh,
+                                .w = geo->ow,
+                                .ic = p->layout.map[u->in].c,
+                                .oc = geo->oc,
+                                .tiles_y = div_up(geo->oh, 2),
+                                .tiles_x = div_up(geo->ow, 2),
+                                .x = map_of(p, u->in),
+                                .bias = p->unit[i].bias,
+                                .residual = map_of(p, u->residual),
+                                .relu = u->relu,
+                                .y = map_of(p, u->out)}};
+    s.tiles = n * s.job.tiles_y * s.job.tiles_x;
+    plan_tiles(&s);
+    tk_pool_run(p->pool, div_up(s.tiles, s.block_tiles) * s.column_tasks, winograd_task, &s);
 }
 
 static void run_unit(tk__lowp_plan *p, size_t i, size_t n)
@@ -587,7 +721,10 @@ void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features
     tk_pool_run(plan->pool, n * INPUT_STRIPS, load_task, &s);
     for (size_t i = 0; i < l->units; i++) {
         const int out = l->unit[i].out;
-        run_unit(plan, i, n);
+        if (plan->unit[i].way == WINOGRAD)
+            run_winograd(plan, i, n);
+        else
+            run_unit(plan, i, n);
         if (!l->unit[i].pool_after) continue;
         const tk__map *a = &l->map[out], *b = a + 1;
         s = (image_state){.plan = plan,
