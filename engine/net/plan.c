@@ -8,6 +8,7 @@
 
 #include "engine/mem.h"
 #include "net/graph_internal.h"
+#include "net/plan_lowp.h"
 
 enum {
     SLOTS = 4, /* maps alive at once within a segment: a block's input, shortcut, branch, next */
@@ -25,6 +26,8 @@ typedef struct segment {
 } segment;
 
 struct tk_plan {
+    tk__lowp_plan *lowp; /* not NULL: it does everything, and the rest is empty */
+    tk_calibration *seen; /* while tk_plan_calibrate() runs, else NULL: it is shown every map */
     tk__layout layout;
     tk__exec ex;
     size_t max_batch;
@@ -173,13 +176,18 @@ static void fold(tk_plan *p, const tk_params *params, size_t i)
     tk__conv_pack(&p->ex, &geo, tk__param_at(params, u->conv), scale, p->packed[i]);
 }
 
+static tk_err check_args(tk_arch arch, unsigned px, size_t max_batch, tk_diag *diag)
+{
+    if (max_batch == 0 || max_batch > UINT16_MAX)
+        return tk_fail(diag, TK_BADARG, "batch size %zu is not in 1..%d", max_batch, UINT16_MAX);
+    return tk_arch_check_px(arch, px, diag);
+}
+
 tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
                       tk_pool *pool, tk_diag *diag)
 {
     *out = NULL;
-    if (max_batch == 0 || max_batch > UINT16_MAX)
-        return tk_fail(diag, TK_BADARG, "batch size %zu is not in 1..%d", max_batch, UINT16_MAX);
-    const tk_err err = tk_arch_check_px(params->arch, px, diag);
+    const tk_err err = check_args(params->arch, px, max_batch, diag);
     if (err != TK_OK) return err;
     tk_plan *p = tk_calloc(1, sizeof *p);
     if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
@@ -201,15 +209,40 @@ tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_
     return TK_OK;
 }
 
+tk_err tk_plan_create_as(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
+                         tk_precision precision, const tk_calibration *ranges, tk_pool *pool,
+                         tk_diag *diag)
+{
+    if (precision == TK_PRECISION_FP32)
+        return tk_plan_create(out, params, px, max_batch, pool, diag);
+    *out = NULL;
+    if ((unsigned)precision >= TK_PRECISION_COUNT)
+        return tk_fail(diag, TK_BADARG, "unknown precision %u", (unsigned)precision);
+    tk_err err = check_args(params->arch, px, max_batch, diag);
+    if (err != TK_OK) return err;
+    tk_plan *p = tk_calloc(1, sizeof *p);
+    if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
+    p->max_batch = max_batch;
+    err = tk__lowp_create(&p->lowp, params, px, max_batch, precision, ranges, pool, diag);
+    if (err != TK_OK) {
+        tk_plan_destroy(p);
+        return err;
+    }
+    *out = p;
+    return TK_OK;
+}
+
 void tk_plan_destroy(tk_plan *plan)
 {
     if (plan == NULL) return;
+    tk__lowp_destroy(plan->lowp);
     tk_free(plan->block);
     tk_free(plan);
 }
 
 size_t tk_plan_bytes(const tk_plan *plan)
 {
+    if (plan->lowp != NULL) return sizeof *plan + tk__lowp_bytes(plan->lowp);
     return sizeof *plan + plan->floats * sizeof *plan->block;
 }
 
@@ -242,6 +275,12 @@ static void avg_pool_task(void *ctx, size_t image, size_t thread)
     s->kn->avg_pool(rows, c, s->x + image * rows * c, s->y + image * c);
 }
 
+static void see_map(const tk_plan *plan, int map, size_t n, const float *values)
+{
+    if (plan->seen != NULL)
+        tk__calibrate_map(plan->seen, map, n * tk__map_floats(&plan->layout.map[map]), values);
+}
+
 /* Where map m of the group that begins with image i0 lies while segment s runs. */
 static float *map_at(const tk_plan *p, size_t s, int m, size_t i0)
 {
@@ -265,6 +304,7 @@ static void run_unit(const tk_plan *p, size_t s, size_t i, size_t i0, size_t n, 
                      .relu = u->relu,
                      .bias = p->bias[i],
                      .residual = u->residual == TK__NO_MAP ? NULL : map_at(p, s, u->residual, i0)});
+    see_map(p, u->out, n, y);
     if (!u->pool_after) return;
     const tk__map *a = &l->map[u->out], *b = a + 1;
     pool_state pool = {.kn = p->ex.kn,
@@ -273,12 +313,18 @@ static void run_unit(const tk_plan *p, size_t s, size_t i, size_t i0, size_t n, 
                        .x = y,
                        .y = map_at(p, s, u->out + 1, i0)};
     tk_pool_run(p->ex.pool, n * pool.strips, max_pool_task, &pool);
+    see_map(p, u->out + 1, n, pool.y);
 }
 
 void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
 {
     const tk__layout *l = &plan->layout;
     assert(n >= 1 && n <= plan->max_batch);
+    if (plan->lowp != NULL) {
+        tk__lowp_run(plan->lowp, n, x, features);
+        return;
+    }
+    see_map(plan, TK__INPUT_MAP, n, x);
     for (size_t s = 0; s < plan->segments; s++) {
         const segment *seg = &plan->segment[s];
         for (size_t i0 = 0; i0 < n; i0 += seg->images) {
@@ -287,10 +333,27 @@ void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
                 run_unit(plan, s, i, i0, group, x + i0 * tk__map_floats(&l->map[TK__INPUT_MAP]));
         }
     }
+    if (plan->seen != NULL) return;
     const tk__map *m = &l->map[l->maps - 1];
     pool_state s = {.kn = plan->ex.kn,
                     .shape = {.ih = m->h, .iw = m->w, .c = m->c},
                     .x = plan->border[(plan->segments - 1) % 2],
                     .y = features};
     tk_pool_run(plan->ex.pool, n, avg_pool_task, &s);
+}
+
+tk_err tk_plan_calibrate(tk_plan *plan, size_t n, const float *x, tk_calibration *ranges,
+                         tk_diag *diag)
+{
+    if (plan->lowp != NULL) return tk_fail(diag, TK_BADARG, "only an fp32 plan can calibrate");
+    if (n == 0 || n > plan->max_batch)
+        return tk_fail(diag, TK_BADARG, "batch of %zu is not in 1..%zu", n, plan->max_batch);
+    if (ranges->maps != 0 && ranges->maps != plan->layout.maps)
+        return tk_fail(diag, TK_BADARG, "ranges of %u maps, not %zu", ranges->maps,
+                       plan->layout.maps);
+    ranges->maps = (uint32_t)plan->layout.maps;
+    plan->seen = ranges;
+    tk_plan_run(plan, n, x, NULL);
+    plan->seen = NULL;
+    return TK_OK;
 }

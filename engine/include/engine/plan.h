@@ -6,11 +6,18 @@
 
 #include "engine/net.h"
 #include "engine/pool.h"
+#include "engine/precision.h"
 
 typedef struct tk_plan tk_plan;
 
 TK_MUST tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
                               tk_pool *pool, tk_diag *diag);
+/* The same in another precision: run, destroy and bytes serve all. `ranges` (copied) is needed for
+ * int8 and else ignored; TK_BADARG if it does not belong to this architecture. A NaN in an image
+ * reaches its features in fp32 and bf16, not in int8. */
+TK_MUST tk_err tk_plan_create_as(tk_plan **out, const tk_params *params, unsigned px,
+                                 size_t max_batch, tk_precision precision,
+                                 const tk_calibration *ranges, tk_pool *pool, tk_diag *diag);
 void tk_plan_destroy(tk_plan *plan); /* NULL is fine */
 
 /* x: [n][px][px][3] normalised NHWC -> features [n][features]. 1 <= n <= max_batch. The result for one
@@ -18,5 +25,12 @@ void tk_plan_destroy(tk_plan *plan); /* NULL is fine */
 void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features);
 
 size_t tk_plan_bytes(const tk_plan *plan);
+
+/* Runs an fp32 plan on x as tk_plan_run() does, and widens *ranges, which is zeroed before the first
+ * call, to the largest magnitude in each map. Some hundred images that look like those to come, over
+ * any number of calls, are enough. TK_BADARG if the plan is not fp32 or *ranges belongs to another
+ * architecture. */
+TK_MUST tk_err tk_plan_calibrate(tk_plan *plan, size_t n, const float *x, tk_calibration *ranges,
+                                 tk_diag *diag);
 
 #endif

@@ -1,0 +1,242 @@
+/* The low-precision plan: as plan.c, a convolution with folded weights per unit and maps that take
+ * turns in a few slots, but maps are bfloat16 or bytes. */
+#include "net/plan_lowp.h"
+
+#include <assert.h>
+
+#include "engine/mem.h"
+#include "net/lowp_internal.h"
+
+enum { INPUT_STRIPS = 4 }; /* tasks per image for loading and pooling */
+
+/* --- what is where --- */
+
+static size_t map_bytes(const tk__lowp_plan *p, int m)
+{
+    return tk__map_floats(&p->layout.map[m]) * (p->kind[m] == TK__MAP_BF16 ? 2 : 1);
+}
+
+static void choose_kinds(tk__lowp_plan *p)
+{
+    const tk__layout *l = &p->layout;
+    for (size_t m = 0; m < l->maps; m++)
+        p->kind[m] = p->precision == TK_PRECISION_BF16 ? TK__MAP_BF16 : TK__MAP_U8;
+    for (size_t i = 0; i < l->units; i++)
+        if (!l->unit[i].relu) p->kind[l->unit[i].out] = TK__MAP_BF16;
+    p->kind[l->maps - 1] = TK__MAP_BF16;
+}
+
+/* Max pooling only chooses among values, so the map before it takes the range of the one after. */
+static void choose_scales(tk__lowp_plan *p, const tk_calibration *ranges)
+{
+    const tk__layout *l = &p->layout;
+    for (size_t m = 0; m < l->maps; m++)
+        p->map_scale[m] = ranges->limit[m] / (m == TK__INPUT_MAP ? 127.0f : 255.0f);
+    for (size_t i = 0; i < l->units; i++)
+        if (l->unit[i].pool_after) p->map_scale[l->unit[i].out] = p->map_scale[l->unit[i].out + 1];
+}
+
+/* --- memory --- */
+
+/* The unit after which map m is no longer read. */
+static size_t last_use(const tk__layout *l, int m)
+{
+    size_t last = 0;
+    for (size_t i = 0; i < l->units; i++)
+        if (l->unit[i].in == m || l->unit[i].residual == m) last = i;
+    return m == (int)l->maps - 1 ? l->units : last;
+}
+
+/* Gives every map the first slot whose map is dead, and writes the bytes that each slot needs. */
+static void plan_slots(tk__lowp_plan *p, size_t bytes[TK__LOWP_SLOTS])
+{
+    const tk__layout *l = &p->layout;
+    size_t busy_until[TK__LOWP_SLOTS] = {0}; /* unit index + 1 */
+    memset(bytes, 0, TK__LOWP_SLOTS * sizeof *bytes);
+    for (size_t i = 0; i < l->units; i++) {
+        const int made = l->unit[i].out, n = l->unit[i].pool_after ? 2 : 1;
+        for (int m = made; m < made + n; m++) {
+            int s = 0;
+            while (s < TK__LOWP_SLOTS && busy_until[s] > i)
+                s++;
+            assert(s < TK__LOWP_SLOTS);
+            const size_t need = p->max_batch * map_bytes(p, m);
+            if (bytes[s] < need) bytes[s] = need;
+            p->slot_of[m] = s;
+            busy_until[s] = n == 2 && m == made ? i + 1 : last_use(l, m) + 1;
+        }
+    }
+}
+
+/* The next `bytes` from *used on, with slack for copies that run over. */
+static void *place(unsigned char *base, size_t *used, size_t bytes)
+{
+    void *at = base != NULL ? base + *used : NULL;
+    *used += tk__div_up(bytes + TK__LOWP_SLACK, TK__LOWP_ALIGN) * TK__LOWP_ALIGN;
+    return at;
+}
+
+/* Places everything from `base` on (NULL: only counts) and returns the bytes used. */
+static size_t lay_out(tk__lowp_plan *p, unsigned char *base)
+{
+    const tk__layout *l = &p->layout;
+    size_t used = 0, scratch = 0, slots[TK__LOWP_SLOTS];
+    for (size_t i = 0; i < l->units; i++) {
+        tk__lowp_unit *u = &p->unit[i];
+        u->packed = place(base, &used, u->segments * u->steps * 4 * u->geo.oc);
+        u->bias = place(base, &used, u->geo.oc * sizeof *u->bias);
+        if (p->precision == TK_PRECISION_INT8)
+            u->scale = place(base, &used, u->geo.oc * sizeof *u->scale);
+        scratch = tk__max_size(scratch, tk__lowp_scratch(u));
+    }
+    plan_slots(p, slots);
+    for (int s = 0; s < TK__LOWP_SLOTS; s++)
+        p->slot[s] = place(base, &used, slots[s]);
+    const tk__conv *stem = &p->unit[0].geo;
+    p->input = place(base, &used, p->max_batch * stem->ih * stem->iw * stem->ic);
+    p->scratch_each = tk__div_up(scratch + TK__LOWP_SLACK, TK__LOWP_ALIGN) * TK__LOWP_ALIGN;
+    p->scratch = place(base, &used, p->scratch_each * tk_pool_threads(p->pool));
+    return used;
+}
+
+/* --- creation --- */
+
+static tk_err check_ranges(const tk__layout *l, const tk_calibration *ranges, tk_diag *diag)
+{
+    if (ranges == NULL || ranges->maps != l->maps)
+        return tk_fail(diag, TK_BADARG, "int8 needs the ranges of %zu maps, not of %u", l->maps,
+                       ranges == NULL ? 0 : ranges->maps);
+    for (size_t m = 0; m < l->maps; m++)
+        if (!(ranges->limit[m] > 0.0f && ranges->limit[m] <= 3e38f))
+            return tk_fail(diag, TK_BADARG, "the range of map %zu is %g", m,
+                           (double)ranges->limit[m]);
+    return TK_OK;
+}
+
+static tk_err build(tk__lowp_plan *p, const tk_params *params)
+{
+    for (size_t i = 0; i < p->layout.units; i++)
+        tk__lowp_describe(p, i);
+    p->bytes = lay_out(p, NULL);
+    p->block = tk_aligned_calloc(p->bytes, 1);
+    if (p->block == NULL) return TK_NOMEM;
+    (void)lay_out(p, p->block);
+    const tk__conv *stem = &p->unit[0].geo;
+    if (p->precision == TK_PRECISION_INT8)
+        memset(p->input, TK__U8_ZERO, p->max_batch * stem->ih * stem->iw * stem->ic);
+    return tk__lowp_pack(p, params) ? TK_OK : TK_NOMEM;
+}
+
+tk_err tk__lowp_create(tk__lowp_plan **out, const tk_params *params, unsigned px, size_t max_batch,
+                       tk_precision precision, const tk_calibration *ranges, tk_pool *pool,
+                       tk_diag *diag)
+{
+    *out = NULL;
+    tk__lowp_plan *p = tk_calloc(1, sizeof *p);
+    if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
+    p->kn = tk__lowp_get(precision);
+    p->pool = pool;
+    p->max_batch = max_batch;
+    p->precision = precision;
+    tk__layout_init(&p->layout, params->arch, px, TK__PLAN_IMAGES);
+    choose_kinds(p);
+    tk_err err = TK_OK;
+    if (precision == TK_PRECISION_INT8) err = check_ranges(&p->layout, ranges, diag);
+    if (err == TK_OK) {
+        if (precision == TK_PRECISION_INT8) choose_scales(p, ranges);
+        err = build(p, params);
+        if (err != TK_OK)
+            (void)tk_fail(diag, err, "no memory for an inference plan of %s, %u px, batch %zu, %s",
+                          tk_arch_name(params->arch), px, max_batch, tk_precision_name(precision));
+    }
+    if (err != TK_OK) {
+        tk__lowp_destroy(p);
+        return err;
+    }
+    *out = p;
+    return TK_OK;
+}
+
+void tk__lowp_destroy(tk__lowp_plan *plan)
+{
+    if (plan == NULL) return;
+    tk_free(plan->block);
+    tk_free(plan);
+}
+
+size_t tk__lowp_bytes(const tk__lowp_plan *plan)
+{
+    return sizeof *plan + plan->bytes;
+}
+
+/* --- run --- */
+
+typedef struct image_state {
+    const tk__lowp_plan *plan;
+    tk__pool_shape shape;
+    const void *x;
+    void *y;
+} image_state;
+
+/* A strip of an image into its padded place. */
+static void load_task(void *ctx, size_t task, size_t thread)
+{
+    const image_state *s = ctx;
+    const tk__lowp_plan *p = s->plan;
+    (void)thread;
+    const size_t px = p->layout.map[TK__INPUT_MAP].h, pad = p->layout.unit[0].pad;
+    const size_t image = task / INPUT_STRIPS, strip = task % INPUT_STRIPS;
+    const float inverse =
+        p->precision == TK_PRECISION_INT8 ? 1.0f / p->map_scale[TK__INPUT_MAP] : 1.0f;
+    for (size_t y = strip * px / INPUT_STRIPS; y < (strip + 1) * px / INPUT_STRIPS; y++) {
+        const size_t pixel = (image * (px + 2 * pad) + y + pad) * (px + 2 * pad) + pad;
+        p->kn->load(px * 3, (const float *)s->x + (image * px + y) * px * 3, inverse,
+                    p->input + pixel * 3 * p->kn->element);
+    }
+}
+
+static void max_pool_task(void *ctx, size_t task, size_t thread)
+{
+    const image_state *s = ctx;
+    const tk__pool_shape *p = &s->shape;
+    const size_t element = s->plan->kn->element;
+    (void)thread;
+    const size_t image = task / INPUT_STRIPS, strip = task % INPUT_STRIPS;
+    s->plan->kn->max_pool(p, strip * p->oh / INPUT_STRIPS, (strip + 1) * p->oh / INPUT_STRIPS,
+                          (const unsigned char *)s->x + image * p->ih * p->iw * p->c * element,
+                          (unsigned char *)s->y + image * p->oh * p->ow * p->c * element);
+}
+
+static void avg_pool_task(void *ctx, size_t image, size_t thread)
+{
+    const image_state *s = ctx;
+    const size_t rows = s->shape.ih * s->shape.iw, c = s->shape.c;
+    (void)thread;
+    s->plan->kn->avg_pool(rows, c, (const uint16_t *)s->x + image * rows * c,
+                          (float *)s->y + image * c);
+}
+
+void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features)
+{
+    const tk__layout *l = &plan->layout;
+    image_state s = {.plan = plan, .x = x};
+    tk_pool_run(plan->pool, n * INPUT_STRIPS, load_task, &s);
+    for (size_t i = 0; i < l->units; i++) {
+        const int out = l->unit[i].out;
+        tk__lowp_conv(plan, i, n);
+        if (!l->unit[i].pool_after) continue;
+        const tk__map *a = &l->map[out], *b = a + 1;
+        s = (image_state){.plan = plan,
+                          .shape = {a->h, a->w, b->h, b->w, a->c},
+                          .x = tk__lowp_map(plan, out),
+                          .y = tk__lowp_map(plan, out + 1)};
+        tk_pool_run(plan->pool, n * INPUT_STRIPS, max_pool_task, &s);
+    }
+    const int last = (int)l->maps - 1;
+    const tk__map *m = &l->map[last];
+    s = (image_state){.plan = plan,
+                      .shape = {.ih = m->h, .iw = m->w, .c = m->c},
+                      .x = tk__lowp_map(plan, last),
+                      .y = features};
+    tk_pool_run(plan->pool, n, avg_pool_task, &s);
+}
