@@ -15,8 +15,8 @@ enum {
 }; /* maps alive at once: a block's input, shortcut, branch, and the one being made */
 
 struct tk_plan {
-    tk__lowp_plan *lowp; /* not NULL: it does everything, and the rest is empty */
-    tk_calibration *seen; /* while tk_plan_calibrate() runs, else NULL: it is shown every map */
+    tk__lowp_plan *lowp;  /* not NULL: it does everything, and the rest is empty */
+    tk_calibration *seen; /* while tk_plan_calibrate() runs, else NULL */
     tk__layout layout;
     tk__exec ex;
     size_t max_batch;
@@ -199,6 +199,7 @@ static void avg_pool_task(void *ctx, size_t image, size_t thread)
     s->kn->avg_pool(rows, c, s->x + image * rows * c, s->y + image * c);
 }
 
+/* Every map but the one that only the max pool reads, which chooses among its values. */
 static void see_map(const tk_plan *plan, int map, size_t n, const float *values)
 {
     if (plan->seen != NULL)
@@ -228,8 +229,10 @@ void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
                             .residual = u->residual == TK__NO_MAP
                                             ? NULL
                                             : plan->slot[plan->slot_of[u->residual]]});
-        see_map(plan, u->out, n, y);
-        if (!u->pool_after) continue;
+        if (!u->pool_after) {
+            see_map(plan, u->out, n, y);
+            continue;
+        }
         const tk__map *a = &l->map[u->out], *b = a + 1;
         pool_state s = {.kn = plan->ex.kn,
                         .shape = {a->h, a->w, b->h, b->w, a->c},
