@@ -15,51 +15,68 @@ static void fold(const tk__lowp_plan *p, const tk_params *params, size_t i, floa
     const float *gamma = tk__param_at(params, u->gamma), *beta = tk__param_at(params, u->beta);
     const float *mean = tk__param_at(params, u->mean), *var = tk__param_at(params, u->var);
     const float *weights = tk__param_at(params, u->conv);
-    for (size_t j = 0; j < n; j++) {
-        const float s = gamma[j] / sqrtf(var[j] + TK__BN_EPS);
-        p->unit[i].bias[j] = beta[j] - mean[j] * s;
-        for (size_t at = j; at < count; at += n)
-            w[at] = weights[at] * s;
+    for (size_t j0 = 0; j0 < n; j0 += TK__LOWP_NR) {
+        const size_t width = tk__lowp_width(n - j0);
+        float scale[TK__LOWP_NR];
+        for (size_t j = 0; j < width; j++) {
+            scale[j] = gamma[j0 + j] / sqrtf(var[j0 + j] + TK__BN_EPS);
+            p->unit[i].bias[j0 + j] = beta[j0 + j] - mean[j0 + j] * scale[j];
+        }
+        for (size_t at = j0; at < count; at += n)
+            for (size_t j = 0; j < width; j++)
+                w[at + j] = weights[at + j] * scale[j];
     }
 }
 
-/* Element (k, j) of the packed matrix, `group` elements to a word: word w of column j. */
-static size_t packed_at(const tk__lowp_unit *u, size_t rows, size_t group, size_t k, size_t j)
+/* Where row k of the panel of column j0 begins in the packed matrix, in elements; its columns are
+ * `group` elements (a word) apart. */
+static size_t packed_at(const tk__lowp_unit *u, size_t rows, size_t group, size_t k, size_t j0)
 {
     const size_t run = rows / u->segments; /* K of a segment; its last word may be padded */
-    const size_t w = k / run * u->steps + k % run / group, words = u->segments * u->steps;
-    const size_t panel = j / TK__LOWP_NR * TK__LOWP_NR, width = tk__lowp_width(u->geo.oc - panel);
-    return (panel * words + w * width + j - panel) * group + k % run % group;
+    const size_t word = k / run * u->steps + k % run / group, words = u->segments * u->steps;
+    return (j0 * words + word * tk__lowp_width(u->geo.oc - j0)) * group + k % run % group;
 }
 
 /* w [rows][oc] */
 static void pack_bf16(const tk__lowp_unit *u, size_t rows, const float *w)
 {
     uint16_t *packed = (void *)u->packed;
-    for (size_t k = 0; k < rows; k++)
-        for (size_t j = 0; j < u->geo.oc; j++)
-            packed[packed_at(u, rows, 2, k, j)] = tk__to_bf16(w[k * u->geo.oc + j]);
+    const size_t n = u->geo.oc;
+    for (size_t j0 = 0; j0 < n; j0 += TK__LOWP_NR)
+        for (size_t k = 0; k < rows; k++) {
+            uint16_t *to = packed + packed_at(u, rows, 2, k, j0);
+            for (size_t j = 0; j < tk__lowp_width(n - j0); j++)
+                to[2 * j] = tk__to_bf16(w[k * n + j0 + j]);
+        }
 }
 
-/* Symmetric, a scale per column: its largest weight becomes 127. `in_scale` is what a step of the
- * input means; `in_zero` the byte that means 0, whose share of the sums goes into the bias. */
-static void pack_int8(const tk__lowp_unit *u, size_t rows, const float *w, float in_scale,
-                      int in_zero)
+/* A panel, symmetric, a scale per column: its largest weight becomes 127. `in_scale` is what a step
+ * of the input means; `in_zero` the byte that means 0, whose share of the sums goes into the bias.
+ */
+static void pack_int8(const tk__lowp_unit *u, size_t rows, const float *w, size_t j0,
+                      float in_scale, int in_zero)
 {
-    const size_t n = u->geo.oc;
-    for (size_t j = 0; j < n; j++) {
-        float most = 0;
-        for (size_t k = 0; k < rows; k++)
-            most = fmaxf(most, fabsf(w[k * n + j]));
-        const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
-        int32_t sum = 0;
-        for (size_t k = 0; k < rows; k++) {
-            const int q = (int)lrintf(w[k * n + j] * inverse);
-            ((int8_t *)u->packed)[packed_at(u, rows, 4, k, j)] = (int8_t)q;
-            sum += q;
+    const size_t n = u->geo.oc, width = tk__lowp_width(n - j0);
+    float most[TK__LOWP_NR] = {0}, inverse[TK__LOWP_NR];
+    int32_t sum[TK__LOWP_NR] = {0};
+    for (size_t k = 0; k < rows; k++)
+        for (size_t j = 0; j < width; j++) {
+            const float v = fabsf(w[k * n + j0 + j]);
+            most[j] = v > most[j] ? v : most[j];
         }
-        u->scale[j] = in_scale * most / 127.0f;
-        u->bias[j] -= u->scale[j] * (float)(in_zero * sum);
+    for (size_t j = 0; j < width; j++)
+        inverse[j] = most[j] > 0.0f ? 127.0f / most[j] : 0.0f;
+    for (size_t k = 0; k < rows; k++) {
+        int8_t *to = (int8_t *)u->packed + packed_at(u, rows, 4, k, j0);
+        for (size_t j = 0; j < width; j++) {
+            const int q = (int)lrintf(w[k * n + j0 + j] * inverse[j]);
+            to[4 * j] = (int8_t)q;
+            sum[j] += q;
+        }
+    }
+    for (size_t j = 0; j < width; j++) {
+        u->scale[j0 + j] = in_scale * most[j] / 127.0f;
+        u->bias[j0 + j] -= u->scale[j0 + j] * (float)(in_zero * sum[j]);
     }
 }
 
@@ -81,18 +98,24 @@ static void transform_weights(const float g[9], float u[TK__POSITIONS])
     }
 }
 
+/* w [9][ic][oc] */
 static void pack_winograd(const tk__lowp_unit *u, size_t ic, const float *w)
 {
     uint16_t *packed = (void *)u->packed;
     const size_t n = u->geo.oc;
-    for (size_t c = 0; c < ic; c++)
-        for (size_t j = 0; j < n; j++) {
-            float g[9], at[TK__POSITIONS];
-            for (size_t t = 0; t < 9; t++)
-                g[t] = w[(t * ic + c) * n + j];
-            transform_weights(g, at);
+    for (size_t j0 = 0; j0 < n; j0 += TK__LOWP_NR)
+        for (size_t c = 0; c < ic; c++) {
+            size_t at[TK__POSITIONS];
             for (size_t i = 0; i < TK__POSITIONS; i++)
-                packed[packed_at(u, TK__POSITIONS * ic, 2, i * ic + c, j)] = tk__to_bf16(at[i]);
+                at[i] = packed_at(u, TK__POSITIONS * ic, 2, i * ic + c, j0);
+            for (size_t j = 0; j < tk__lowp_width(n - j0); j++) {
+                float g[9], t[TK__POSITIONS];
+                for (size_t tap = 0; tap < 9; tap++)
+                    g[tap] = w[(tap * ic + c) * n + j0 + j];
+                transform_weights(g, t);
+                for (size_t i = 0; i < TK__POSITIONS; i++)
+                    packed[at[i] + 2 * j] = tk__to_bf16(t[i]);
+            }
         }
 }
 
@@ -116,7 +139,9 @@ static void pack_task(void *ctx, size_t i, size_t thread)
     else if (p->precision == TK_PRECISION_BF16)
         pack_bf16(&p->unit[i], rows, w);
     else
-        pack_int8(&p->unit[i], rows, w, p->map_scale[in], in == TK__INPUT_MAP ? TK__U8_ZERO : 0);
+        for (size_t j0 = 0; j0 < p->unit[i].geo.oc; j0 += TK__LOWP_NR)
+            pack_int8(&p->unit[i], rows, w, j0, p->map_scale[in],
+                      in == TK__INPUT_MAP ? TK__U8_ZERO : 0);
 }
 
 bool tk__lowp_pack(tk__lowp_plan *p, const tk_params *params)

@@ -26,8 +26,8 @@ typedef struct segment {
 } segment;
 
 struct tk_plan {
-    tk__lowp_plan *lowp; /* not NULL: it does everything, and the rest is empty */
-    tk_calibration *seen; /* while tk_plan_calibrate() runs, else NULL: it is shown every map */
+    tk__lowp_plan *lowp;  /* not NULL: it does everything, and the rest is empty */
+    tk_calibration *seen; /* while tk_plan_calibrate() runs, else NULL */
     tk__layout layout;
     tk__exec ex;
     size_t max_batch;
@@ -275,6 +275,7 @@ static void avg_pool_task(void *ctx, size_t image, size_t thread)
     s->kn->avg_pool(rows, c, s->x + image * rows * c, s->y + image * c);
 }
 
+/* Every map but the one that only the max pool reads, which chooses among its values. */
 static void see_map(const tk_plan *plan, int map, size_t n, const float *values)
 {
     if (plan->seen != NULL)
@@ -304,8 +305,10 @@ static void run_unit(const tk_plan *p, size_t s, size_t i, size_t i0, size_t n, 
                      .relu = u->relu,
                      .bias = p->bias[i],
                      .residual = u->residual == TK__NO_MAP ? NULL : map_at(p, s, u->residual, i0)});
-    see_map(p, u->out, n, y);
-    if (!u->pool_after) return;
+    if (!u->pool_after) {
+        see_map(p, u->out, n, y);
+        return;
+    }
     const tk__map *a = &l->map[u->out], *b = a + 1;
     pool_state pool = {.kn = p->ex.kn,
                        .shape = {a->h, a->w, b->h, b->w, a->c},

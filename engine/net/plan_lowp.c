@@ -26,14 +26,18 @@ static void choose_kinds(tk__lowp_plan *p)
     p->kind[l->maps - 1] = TK__MAP_BF16;
 }
 
+/* Is m the map that the stem's max pool reads? */
+static bool before_pool(const tk__layout *l, int m)
+{
+    return l->unit[0].pool_after && m == l->unit[0].out;
+}
+
 /* Max pooling only chooses among values, so the map before it takes the range of the one after. */
 static void choose_scales(tk__lowp_plan *p, const tk_calibration *ranges)
 {
-    const tk__layout *l = &p->layout;
-    for (size_t m = 0; m < l->maps; m++)
-        p->map_scale[m] = ranges->limit[m] / (m == TK__INPUT_MAP ? 127.0f : 255.0f);
-    for (size_t i = 0; i < l->units; i++)
-        if (l->unit[i].pool_after) p->map_scale[l->unit[i].out] = p->map_scale[l->unit[i].out + 1];
+    for (int m = 0; m < (int)p->layout.maps; m++)
+        p->map_scale[m] = ranges->limit[before_pool(&p->layout, m) ? m + 1 : m] /
+                          (m == TK__INPUT_MAP ? 127.0f : 255.0f);
 }
 
 /* --- memory --- */
@@ -106,10 +110,11 @@ static tk_err check_ranges(const tk__layout *l, const tk_calibration *ranges, tk
     if (ranges == NULL || ranges->maps != l->maps)
         return tk_fail(diag, TK_BADARG, "int8 needs the ranges of %zu maps, not of %u", l->maps,
                        ranges == NULL ? 0 : ranges->maps);
-    for (size_t m = 0; m < l->maps; m++)
-        if (!(ranges->limit[m] > 0.0f && ranges->limit[m] <= 3e38f))
-            return tk_fail(diag, TK_BADARG, "the range of map %zu is %g", m,
-                           (double)ranges->limit[m]);
+    for (size_t m = 0; m < l->maps; m++) {
+        const float limit = ranges->limit[m];
+        if (!before_pool(l, (int)m) && !(limit > 0.0f && limit <= 3e38f))
+            return tk_fail(diag, TK_BADARG, "the range of map %zu is %g", m, (double)limit);
+    }
     return TK_OK;
 }
 

@@ -55,16 +55,33 @@ static tk_pool *pool_of(unsigned threads)
 
 /* --- cases --- */
 
+/* The ranges of int8, from the images that will be run. */
+static tk_err calibrate(const bench_case *c, tk_calibration *ranges, tk_diag *diag)
+{
+    tk_plan *plan;
+    tk_err err = tk_plan_create(&plan, c->params, c->px, c->batch, c->pool, diag);
+    if (err == TK_OK) err = tk_plan_calibrate(plan, c->batch, c->x, ranges, diag);
+    tk_plan_destroy(plan);
+    return err;
+}
+
 /* The plan or graph. The one place that knows in which precisions the engine can compute. */
 static tk_err create_engine(bench_case *c, tk_diag *diag)
 {
-    if (strcmp(c->precision, "fp32") != 0)
-        return tk_fail(diag, TK_BADARG, "the engine has no %s", c->precision);
-    if (strcmp(c->kind, "infer") == 0)
-        return tk_plan_create(&c->plan, c->params, c->px, c->batch, c->pool, diag);
-    if (strcmp(c->kind, "train") == 0)
+    tk_precision precision;
+    tk_calibration ranges = {0};
+    tk_err err = tk_precision_parse(c->precision, &precision, diag);
+    if (err == TK_OK && strcmp(c->kind, "train") == 0) {
+        if (precision != TK_PRECISION_FP32)
+            return tk_fail(diag, TK_BADARG, "the engine trains in fp32 only");
         return tk_graph_create(&c->graph, c->arch, c->px, c->batch, c->pool, diag);
-    return tk_fail(diag, TK_BADARG, "'%s' is neither infer nor train", c->kind);
+    }
+    if (err == TK_OK && strcmp(c->kind, "infer") != 0)
+        err = tk_fail(diag, TK_BADARG, "'%s' is neither infer nor train", c->kind);
+    if (err == TK_OK && precision == TK_PRECISION_INT8) err = calibrate(c, &ranges, diag);
+    if (err != TK_OK) return err;
+    return tk_plan_create_as(&c->plan, c->params, c->px, c->batch, precision, &ranges, c->pool,
+                             diag);
 }
 
 /* The head on the features, and what a step needs beside the graph. */
@@ -90,12 +107,13 @@ static tk_err build(bench_case *c, tk_diag *diag)
     if (tk_params_create(&c->params, c->arch) != TK_OK) bench_die("out of memory");
     tk_params_init(c->params, 1);
     c->pool = pool_of(c->threads);
+    c->x = bench_normals(c->batch * c->px * c->px * 3, 2);
     err = create_engine(c, diag);
     if (err != TK_OK) {
+        tk_free(c->x);
         tk_params_destroy(c->params);
         return err;
     }
-    c->x = bench_normals(c->batch * c->px * c->px * 3, 2);
     c->features = bench_floats(c->batch * tk_arch_features(c->arch));
     if (c->graph != NULL) build_head(c);
     return TK_OK;
