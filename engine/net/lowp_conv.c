@@ -207,7 +207,7 @@ static void plan_tasks(conv_state *s)
     s->column_tasks = tk__div_up(panels, s->panels);
 }
 
-static void run_rows(tk__lowp_plan *p, size_t i, size_t n)
+static void run_rows(const tk__lowp_plan *p, size_t i, size_t i0, size_t n)
 {
     const tk__unit *u = &p->layout.unit[i];
     const tk__lowp_unit *lu = &p->unit[i];
@@ -219,12 +219,12 @@ static void run_rows(tk__lowp_plan *p, size_t i, size_t n)
                              .segment_pitch = lu->segment_pitch,
                              .scale = lu->scale,
                              .bias = lu->bias,
-                             .residual = tk__lowp_map(p, u->residual),
+                             .residual = tk__lowp_map(p, u->residual, i0),
                              .relu = u->relu,
-                             .out = tk__lowp_map(p, u->out),
+                             .out = tk__lowp_map(p, u->out, i0),
                              .out_kind = p->kind[u->out],
                              .ldo = lu->geo.oc},
-                    .x = tk__lowp_map(p, u->in),
+                    .x = tk__lowp_map(p, u->in, i0),
                     .images = n,
                     .lines = lu->geo.oh,
                     .line_rows = lu->geo.ow};
@@ -296,7 +296,7 @@ static void plan_tiles(winograd_state *s)
     s->column_tasks = tk__div_up(panels, s->panels);
 }
 
-static void run_winograd(tk__lowp_plan *p, size_t i, size_t n)
+static void run_winograd(const tk__lowp_plan *p, size_t i, size_t i0, size_t n)
 {
     const tk__unit *u = &p->layout.unit[i];
     const tk__conv *geo = &p->unit[i].geo;
@@ -308,20 +308,20 @@ static void run_winograd(tk__lowp_plan *p, size_t i, size_t n)
                                 .oc = geo->oc,
                                 .tiles_y = tk__div_up(geo->oh, 2),
                                 .tiles_x = tk__div_up(geo->ow, 2),
-                                .x = tk__lowp_map(p, u->in),
+                                .x = tk__lowp_map(p, u->in, i0),
                                 .bias = p->unit[i].bias,
-                                .residual = tk__lowp_map(p, u->residual),
+                                .residual = tk__lowp_map(p, u->residual, i0),
                                 .relu = u->relu,
-                                .y = tk__lowp_map(p, u->out)}};
+                                .y = tk__lowp_map(p, u->out, i0)}};
     s.tiles = n * s.job.tiles_y * s.job.tiles_x;
     plan_tiles(&s);
     tk_pool_run(p->pool, tk__div_up(s.tiles, s.block_tiles) * s.column_tasks, winograd_task, &s);
 }
 
-void tk__lowp_conv(tk__lowp_plan *p, size_t i, size_t n)
+void tk__lowp_conv(const tk__lowp_plan *p, size_t i, size_t i0, size_t n)
 {
     if (p->unit[i].way == TK__WINOGRAD)
-        run_winograd(p, i, n);
+        run_winograd(p, i, i0, n);
     else
-        run_rows(p, i, n);
+        run_rows(p, i, i0, n);
 }

@@ -5,8 +5,9 @@
 
 #include "kernels/lowp.h"
 #include "net/plan_lowp.h"
+#include "net/route.h"
 
-enum { TK__LOWP_SLOTS = 4, TK__LOWP_ALIGN = 64, TK__POSITIONS = 16 };
+enum { TK__LOWP_ALIGN = 64, TK__POSITIONS = 16 };
 
 /* How a unit's matrix product reads its rows (one per output pixel; A in tk__lowp_gemm) from the
  * input map. The less is copied, the better. */
@@ -41,8 +42,8 @@ struct tk__lowp_plan {
     tk__lowp_unit unit[TK__MAX_UNITS];
     tk__lowp_kind kind[TK__MAX_MAPS];
     float map_scale[TK__MAX_MAPS]; /* of u8 maps */
-    int slot_of[TK__MAX_MAPS];
-    unsigned char *slot[TK__LOWP_SLOTS];
+    tk__route route;
+    unsigned char *maps;  /* as the route says */
     unsigned char *input; /* [max_batch][ih][iw][3], with the stem's padding around each image */
     unsigned char *scratch;
     size_t scratch_each; /* per thread: a strip or patches */
@@ -52,15 +53,19 @@ struct tk__lowp_plan {
 void tk__lowp_describe(tk__lowp_plan *p, size_t i);
 /* Bytes of scratch that a task of the unit needs. */
 size_t tk__lowp_scratch(const tk__lowp_unit *u);
-/* Runs unit i for n images. */
-void tk__lowp_conv(tk__lowp_plan *p, size_t i, size_t n);
+/* Runs unit i for images i0..i0+n-1. */
+void tk__lowp_conv(const tk__lowp_plan *p, size_t i, size_t i0, size_t n);
 
 /* Folds, rounds and packs all weights; false without memory. */
 bool tk__lowp_pack(tk__lowp_plan *p, const tk_params *params);
 
-static inline void *tk__lowp_map(const tk__lowp_plan *p, int m)
+/* Map m of the group that begins with image i0; the input's images are padded. */
+static inline void *tk__lowp_map(const tk__lowp_plan *p, int m, size_t i0)
 {
-    return m == TK__NO_MAP ? NULL : m == TK__INPUT_MAP ? p->input : p->slot[p->slot_of[m]];
+    const tk__conv *stem = &p->unit[0].geo;
+    if (m == TK__NO_MAP) return NULL;
+    if (m == TK__INPUT_MAP) return p->input + i0 * stem->ih * stem->iw * stem->ic;
+    return p->maps + tk__route_at(&p->route, m, i0);
 }
 
 static inline size_t tk__min_size(size_t a, size_t b)

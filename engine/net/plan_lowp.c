@@ -1,8 +1,8 @@
-/* The low-precision plan: as plan.c, a convolution with folded weights per unit and maps that take
- * turns in a few slots, but maps are bfloat16 or bytes. */
+/* The low-precision plan: as plan.c, a convolution with folded weights per unit, but maps are
+ * bfloat16 or bytes. */
 #include "net/plan_lowp.h"
 
-#include <assert.h>
+#include <string.h>
 
 #include "engine/mem.h"
 #include "net/lowp_internal.h"
@@ -42,36 +42,6 @@ static void choose_scales(tk__lowp_plan *p, const tk_calibration *ranges)
 
 /* --- memory --- */
 
-/* The unit after which map m is no longer read. */
-static size_t last_use(const tk__layout *l, int m)
-{
-    size_t last = 0;
-    for (size_t i = 0; i < l->units; i++)
-        if (l->unit[i].in == m || l->unit[i].residual == m) last = i;
-    return m == (int)l->maps - 1 ? l->units : last;
-}
-
-/* Gives every map the first slot whose map is dead, and writes the bytes that each slot needs. */
-static void plan_slots(tk__lowp_plan *p, size_t bytes[TK__LOWP_SLOTS])
-{
-    const tk__layout *l = &p->layout;
-    size_t busy_until[TK__LOWP_SLOTS] = {0}; /* unit index + 1 */
-    memset(bytes, 0, TK__LOWP_SLOTS * sizeof *bytes);
-    for (size_t i = 0; i < l->units; i++) {
-        const int made = l->unit[i].out, n = l->unit[i].pool_after ? 2 : 1;
-        for (int m = made; m < made + n; m++) {
-            int s = 0;
-            while (s < TK__LOWP_SLOTS && busy_until[s] > i)
-                s++;
-            assert(s < TK__LOWP_SLOTS);
-            const size_t need = p->max_batch * map_bytes(p, m);
-            if (bytes[s] < need) bytes[s] = need;
-            p->slot_of[m] = s;
-            busy_until[s] = n == 2 && m == made ? i + 1 : last_use(l, m) + 1;
-        }
-    }
-}
-
 /* The next `bytes` from *used on, with slack for copies that run over. */
 static void *place(unsigned char *base, size_t *used, size_t bytes)
 {
@@ -84,7 +54,7 @@ static void *place(unsigned char *base, size_t *used, size_t bytes)
 static size_t lay_out(tk__lowp_plan *p, unsigned char *base)
 {
     const tk__layout *l = &p->layout;
-    size_t used = 0, scratch = 0, slots[TK__LOWP_SLOTS];
+    size_t used = 0, scratch = 0;
     for (size_t i = 0; i < l->units; i++) {
         tk__lowp_unit *u = &p->unit[i];
         u->packed = place(base, &used, u->segments * u->steps * 4 * u->geo.oc);
@@ -93,9 +63,7 @@ static size_t lay_out(tk__lowp_plan *p, unsigned char *base)
             u->scale = place(base, &used, u->geo.oc * sizeof *u->scale);
         scratch = tk__max_size(scratch, tk__lowp_scratch(u));
     }
-    plan_slots(p, slots);
-    for (int s = 0; s < TK__LOWP_SLOTS; s++)
-        p->slot[s] = place(base, &used, slots[s]);
+    p->maps = place(base, &used, p->route.bytes);
     const tk__conv *stem = &p->unit[0].geo;
     p->input = place(base, &used, p->max_batch * stem->ih * stem->iw * stem->ic);
     p->scratch_each = tk__div_up(scratch + TK__LOWP_SLACK, TK__LOWP_ALIGN) * TK__LOWP_ALIGN;
@@ -118,8 +86,17 @@ static tk_err check_ranges(const tk__layout *l, const tk_calibration *ranges, tk
     return TK_OK;
 }
 
+static void plan_route(tk__lowp_plan *p)
+{
+    size_t bytes[TK__MAX_MAPS];
+    for (size_t m = 0; m < p->layout.maps; m++)
+        bytes[m] = map_bytes(p, (int)m);
+    tk__route_plan(&p->route, &p->layout, p->max_batch, bytes);
+}
+
 static tk_err build(tk__lowp_plan *p, const tk_params *params)
 {
+    plan_route(p);
     for (size_t i = 0; i < p->layout.units; i++)
         tk__lowp_describe(p, i);
     p->bytes = lay_out(p, NULL);
@@ -221,27 +198,30 @@ static void avg_pool_task(void *ctx, size_t image, size_t thread)
                           (float *)s->y + image * c);
 }
 
+static void run_unit(void *ctx, size_t i, size_t i0, size_t n)
+{
+    const tk__lowp_plan *p = ctx;
+    const tk__unit *u = &p->layout.unit[i];
+    tk__lowp_conv(p, i, i0, n);
+    if (!u->pool_after) return;
+    const tk__map *a = &p->layout.map[u->out], *b = a + 1;
+    image_state s = {.plan = p,
+                     .shape = {a->h, a->w, b->h, b->w, a->c},
+                     .x = tk__lowp_map(p, u->out, i0),
+                     .y = tk__lowp_map(p, u->out + 1, i0)};
+    tk_pool_run(p->pool, n * INPUT_STRIPS, max_pool_task, &s);
+}
+
 void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features)
 {
-    const tk__layout *l = &plan->layout;
     image_state s = {.plan = plan, .x = x};
     tk_pool_run(plan->pool, n * INPUT_STRIPS, load_task, &s);
-    for (size_t i = 0; i < l->units; i++) {
-        const int out = l->unit[i].out;
-        tk__lowp_conv(plan, i, n);
-        if (!l->unit[i].pool_after) continue;
-        const tk__map *a = &l->map[out], *b = a + 1;
-        s = (image_state){.plan = plan,
-                          .shape = {a->h, a->w, b->h, b->w, a->c},
-                          .x = tk__lowp_map(plan, out),
-                          .y = tk__lowp_map(plan, out + 1)};
-        tk_pool_run(plan->pool, n * INPUT_STRIPS, max_pool_task, &s);
-    }
-    const int last = (int)l->maps - 1;
-    const tk__map *m = &l->map[last];
+    tk__route_run(&plan->route, n, run_unit, plan);
+    const int last = (int)plan->layout.maps - 1;
+    const tk__map *m = &plan->layout.map[last];
     s = (image_state){.plan = plan,
                       .shape = {.ih = m->h, .iw = m->w, .c = m->c},
-                      .x = tk__lowp_map(plan, last),
+                      .x = tk__lowp_map(plan, last, 0),
                       .y = features};
     tk_pool_run(plan->pool, n, avg_pool_task, &s);
 }
