@@ -4,8 +4,10 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "engine/isa.h"
 #include "engine/mem.h"
 #include "net/graph_internal.h"
 #include "net/plan_lowp.h"
@@ -148,6 +150,23 @@ size_t tk_plan_bytes(const tk_plan *plan)
 {
     if (plan->lowp != NULL) return sizeof *plan + tk__lowp_bytes(plan->lowp);
     return sizeof *plan + plan->floats * sizeof *plan->block;
+}
+
+void tk_plan_describe(const tk_plan *plan, char *text, size_t size)
+{
+    const tk__layout *l = plan->lowp != NULL ? tk__lowp_layout(plan->lowp) : &plan->layout;
+    const tk_precision precision =
+        plan->lowp != NULL ? tk__lowp_precision(plan->lowp) : TK_PRECISION_FP32;
+    size_t all = plan->lowp != NULL ? tk__lowp_winograd(plan->lowp) : 0, large = 0;
+    for (size_t i = 0; plan->lowp == NULL && i < l->units; i++) {
+        const size_t m = tk__unit_geo(l, &l->unit[i], 1).winograd;
+        all += m != 0;
+        large += m == 4;
+    }
+    (void)snprintf(text, size,
+                   "%s, %s: %zu of %zu convolutions by Winograd, %zu of them F(4x4), %zu MiB",
+                   tk_precision_name(precision), tk_isa_name(), all, l->units, large,
+                   tk_plan_bytes(plan) >> 20);
 }
 
 /* --- run --- */

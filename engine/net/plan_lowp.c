@@ -151,6 +151,24 @@ size_t tk__lowp_bytes(const tk__lowp_plan *plan)
     return sizeof *plan + plan->bytes;
 }
 
+const tk__layout *tk__lowp_layout(const tk__lowp_plan *plan)
+{
+    return &plan->layout;
+}
+
+tk_precision tk__lowp_precision(const tk__lowp_plan *plan)
+{
+    return plan->precision;
+}
+
+size_t tk__lowp_winograd(const tk__lowp_plan *plan)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < plan->layout.units; i++)
+        n += plan->unit[i].way == TK__WINOGRAD;
+    return n;
+}
+
 /* --- run --- */
 
 typedef struct image_state {

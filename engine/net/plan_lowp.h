@@ -17,6 +17,10 @@ TK_MUST tk_err tk__lowp_create(tk__lowp_plan **out, const tk_params *params, uns
 void tk__lowp_destroy(tk__lowp_plan *plan); /* NULL is fine */
 void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features);
 size_t tk__lowp_bytes(const tk__lowp_plan *plan);
+const tk__layout *tk__lowp_layout(const tk__lowp_plan *plan);
+tk_precision tk__lowp_precision(const tk__lowp_plan *plan);
+/* Convolutions that go by Winograd, all of them F(2x2). */
+size_t tk__lowp_winograd(const tk__lowp_plan *plan);
 
 /* Widens ranges->limit[map] to the largest finite magnitude among values[count] of an fp32 map. */
 void tk__calibrate_map(tk_calibration *ranges, int map, size_t count, const float *values);

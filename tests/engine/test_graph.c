@@ -121,6 +121,23 @@ static void plan_takes_odd_input_sizes(void **state)
     check_plan(TK_RESNET18, 75);
 }
 
+/* 13 3x3 convolutions of stride 1 on maps of 56 to 7 pixels; the other 7 have a stride or one tap. */
+static void plan_tells_how_it_computes(void **state)
+{
+    (void)state;
+    char text[200];
+    subject s = make_subject(TK_RESNET18, 224, 1);
+    tk_plan *plan;
+    assert_int_equal(tk_plan_create(&plan, s.params, 224, 1, pool, NULL), TK_OK);
+    tk_plan_describe(plan, text, sizeof text);
+    assert_non_null(strstr(text, "fp32"));
+    assert_non_null(strstr(text, "13 of 20 convolutions by Winograd, 13 of them F(4x4)"));
+    tk_plan_describe(plan, text, 5);
+    assert_string_equal(text, "fp32");
+    tk_plan_destroy(plan);
+    drop_subject(&s);
+}
+
 /* Splitting a batch over other numbers of threads must not change a bit either. */
 static void plan_does_not_depend_on_the_number_of_threads(void **state)
 {
@@ -425,6 +442,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plan_equals_frozen_graph_and_ignores_the_rest_of_the_batch),
         cmocka_unit_test(plan_takes_odd_input_sizes),
+        cmocka_unit_test(plan_tells_how_it_computes),
         cmocka_unit_test(plan_does_not_depend_on_the_number_of_threads),
         cmocka_unit_test(gradient_of_a_whole_network_equals_a_central_difference),
         cmocka_unit_test(gradients_overwrite_and_padding_is_zero),

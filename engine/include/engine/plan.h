@@ -25,6 +25,10 @@ void tk_plan_destroy(tk_plan *plan); /* NULL is fine */
 void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features);
 
 size_t tk_plan_bytes(const tk_plan *plan);
+/* For a log: precision, instruction set, and how many convolutions go which way ("fp32, avx512: 13 of 20
+ * convolutions by Winograd, 13 of them F(4x4), 64 MiB"). The choice depends on the architecture, the
+ * input size and the precision only. At most `size` bytes, with the NUL. */
+void tk_plan_describe(const tk_plan *plan, char *text, size_t size);
 
 /* Runs an fp32 plan on x as tk_plan_run() does, and widens *ranges, which is zeroed before the first
  * call, to the largest magnitude in each map. Some hundred images that look like those to come, over
