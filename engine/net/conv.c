@@ -13,28 +13,18 @@ enum {
     K_PAD = 16,       /* keeps rows off each other's cache sets */
 };
 
-static size_t min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
-static size_t div_up(size_t a, size_t b)
-{
-    return (a + b - 1) / b;
-}
-
 /* K is cut into blocks of nearly equal size; a function of K only, so that no sum depends on the
  * rest of the batch. */
 static size_t k_block(size_t k)
 {
-    return div_up(div_up(k, div_up(k, BLOCK_K)), TK__LANES) * TK__LANES;
+    return tk__div_up(tk__div_up(k, tk__div_up(k, BLOCK_K)), TK__LANES) * TK__LANES;
 }
 
 /* --- packing --- */
 
 static size_t pack_size(size_t k, size_t n)
 {
-    return k * div_up(n, TK__LANES) * TK__LANES;
+    return k * tk__div_up(n, TK__LANES) * TK__LANES;
 }
 
 size_t tk__conv_pack_size(const tk__conv *geo)
@@ -90,7 +80,7 @@ static void pack_task(void *ctx, size_t task, size_t thread)
     const pack_job *job = ctx;
     (void)thread;
     const size_t nr = job->kn->nr, j0 = task / job->taps * nr, tap = task % job->taps;
-    const size_t cols = min_size(nr, job->n - j0), width = tk__panel_width(job->kn, cols);
+    const size_t cols = tk__min_size(nr, job->n - j0), width = tk__panel_width(job->kn, cols);
     float *out = job->packed + j0 * job->k + tap * job->rows * width;
     if (job->cs == 1)
         pack_straight(job, job->tap[tap], j0, cols, width, out);
@@ -102,7 +92,7 @@ static void pack_run(const tk__exec *ex, pack_job *job)
 {
     job->kn = ex->kn;
     job->k = job->taps * job->rows;
-    tk_pool_run(ex->pool, div_up(job->n, ex->kn->nr) * job->taps, pack_task, job);
+    tk_pool_run(ex->pool, tk__div_up(job->n, ex->kn->nr) * job->taps, pack_task, job);
 }
 
 static void pack_direct(const tk__exec *ex, size_t k, size_t n, const float *w, const float *scale,
@@ -155,7 +145,7 @@ typedef struct conv_state {
 size_t tk__conv_block_rows(const tk__conv *geo)
 {
     if (geo->winograd != 0) return tk__wino_block_rows(geo, geo->winograd);
-    return min_size(geo->n * geo->oh * geo->ow, BLOCK_ROWS);
+    return tk__min_size(geo->n * geo->oh * geo->ow, BLOCK_ROWS);
 }
 
 size_t tk__conv_scratch(const tk__conv *geo)
@@ -190,20 +180,20 @@ static void conv_task(void *ctx, size_t task, size_t thread)
     const tk__conv_job *job = s->job;
     const tk__kernels *kn = s->ex->kn;
     const size_t n = job->geo.oc, block = task / s->column_tasks;
-    const size_t m0 = block * s->rows, m1 = min_size(m0 + s->rows, s->m);
+    const size_t m0 = block * s->rows, m1 = tk__min_size(m0 + s->rows, s->m);
     const size_t j_begin = task % s->column_tasks * s->panels * kn->nr;
-    const size_t j_end = min_size(j_begin + s->panels * kn->nr, n);
+    const size_t j_end = tk__min_size(j_begin + s->panels * kn->nr, n);
     float *patches = s->ex->scratch + thread * s->ex->scratch_each;
     float *held = patches + (size_t)BLOCK_ROWS * (BLOCK_K + K_PAD);
     const bool direct = job->out_step == 0;
     float *out = direct ? job->y + m0 * n : held;
 
     for (size_t k0 = 0; k0 < s->k; k0 += s->kc) {
-        const size_t kc = min_size(s->kc, s->k - k0), pitch = kc + K_PAD;
+        const size_t kc = tk__min_size(s->kc, s->k - k0), pitch = kc + K_PAD;
         const bool first = k0 == 0, last = k0 + kc == s->k;
         kn->im2col(&job->geo, &job->in, m0, m1 - m0, k0, kc, patches, pitch);
         for (size_t j = j_begin; j < j_end; j += kn->nr) {
-            const size_t cols = min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
+            const size_t cols = tk__min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
             kn->gemm(&(tk__gemm){
                 .m = m1 - m0,
                 .n = cols,
@@ -229,17 +219,17 @@ static void conv_task(void *ctx, size_t task, size_t thread)
  * patches once per task. Never with `post`, which wants whole rows. */
 static void plan_tasks(conv_state *s)
 {
-    const size_t nr = s->ex->kn->nr, panels = div_up(s->job->geo.oc, nr);
+    const size_t nr = s->ex->kn->nr, panels = tk__div_up(s->job->geo.oc, nr);
     const size_t want = (size_t)4 * tk_pool_threads(s->ex->pool);
     s->rows = tk__conv_block_rows(&s->job->geo);
     s->panels = panels;
-    if (s->job->post == NULL && s->job->out_step == 0 && div_up(s->m, s->rows) < want) {
-        const size_t blocks = min_size(want, div_up(s->m, 56));
-        s->rows = min_size(BLOCK_ROWS, div_up(div_up(s->m, blocks), 14) * 14);
-        const size_t splits = div_up(want, div_up(s->m, s->rows));
-        s->panels = div_up(panels, min_size(splits, panels));
+    if (s->job->post == NULL && s->job->out_step == 0 && tk__div_up(s->m, s->rows) < want) {
+        const size_t blocks = tk__min_size(want, tk__div_up(s->m, 56));
+        s->rows = tk__min_size(BLOCK_ROWS, tk__div_up(tk__div_up(s->m, blocks), 14) * 14);
+        const size_t splits = tk__div_up(want, tk__div_up(s->m, s->rows));
+        s->panels = tk__div_up(panels, tk__min_size(splits, panels));
     }
-    s->column_tasks = div_up(panels, s->panels);
+    s->column_tasks = tk__div_up(panels, s->panels);
 }
 
 void tk__conv_run(const tk__exec *ex, const tk__conv_job *job)
@@ -252,7 +242,7 @@ void tk__conv_run(const tk__exec *ex, const tk__conv_job *job)
     conv_state s = {.ex = ex, .job = job, .m = g->n * g->oh * g->ow, .k = g->ky * g->kx * g->ic};
     s.kc = k_block(s.k);
     plan_tasks(&s);
-    tk_pool_run(ex->pool, div_up(s.m, s.rows) * s.column_tasks, conv_task, &s);
+    tk_pool_run(ex->pool, tk__div_up(s.m, s.rows) * s.column_tasks, conv_task, &s);
 }
 
 /* --- data gradient --- */

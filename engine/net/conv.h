@@ -11,6 +11,7 @@
 
 #include "engine/pool.h"
 #include "kernels/kernels.h"
+#include "kernels/sizes.h"
 
 /* What the tasks run on: `scratch` holds tk__conv_scratch() floats per thread. */
 typedef struct tk__exec {

@@ -12,16 +12,6 @@ enum {
     PAD = 16,
 };
 
-static size_t min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
-static size_t div_up(size_t a, size_t b)
-{
-    return (a + b - 1) / b;
-}
-
 typedef struct dw_state {
     const tk__exec *ex;
     tk__conv geo;
@@ -41,7 +31,8 @@ size_t tk__conv_dw_scratch(void)
 static size_t chunks_at_most(const dw_state *s)
 {
     const size_t want = (size_t)4 * tk_pool_threads(s->ex->pool);
-    return min_size(div_up(want, s->slices), div_up(s->pixels, (size_t)4 * BLOCK_PIXELS));
+    return tk__min_size(tk__div_up(want, s->slices),
+                        tk__div_up(s->pixels, (size_t)4 * BLOCK_PIXELS));
 }
 
 static dw_state plan(const tk__exec *ex, const tk__conv *geo)
@@ -50,10 +41,10 @@ static dw_state plan(const tk__exec *ex, const tk__conv *geo)
                   .geo = *geo,
                   .k = geo->ky * geo->kx * geo->ic,
                   .pixels = geo->n * geo->oh * geo->ow};
-    s.slice = div_up(s.k, div_up(s.k, SLICE));
-    s.slices = div_up(s.k, s.slice);
-    s.chunk = div_up(s.pixels, chunks_at_most(&s));
-    s.chunks = div_up(s.pixels, s.chunk);
+    s.slice = tk__div_up(s.k, tk__div_up(s.k, SLICE));
+    s.slices = tk__div_up(s.k, s.slice);
+    s.chunk = tk__div_up(s.pixels, chunks_at_most(&s));
+    s.chunks = tk__div_up(s.pixels, s.chunk);
     return s;
 }
 
@@ -65,12 +56,12 @@ static void accumulate(const dw_state *s, size_t thread, size_t k0, size_t k1, s
     const size_t n = s->geo.oc, rows = k1 - k0, pitch = rows + PAD;
     float *panel = s->ex->scratch + thread * s->ex->scratch_each;
     float *patches = panel + (size_t)BLOCK_PIXELS * TK__NR_MAX;
-    const size_t block = div_up(p1 - p0, div_up(p1 - p0, BLOCK_PIXELS));
+    const size_t block = tk__div_up(p1 - p0, tk__div_up(p1 - p0, BLOCK_PIXELS));
     for (size_t p = p0; p < p1; p += block) {
-        const size_t count = min_size(block, p1 - p);
+        const size_t count = tk__min_size(block, p1 - p);
         kn->im2col(&s->geo, &s->in, p, count, k0, rows, patches, pitch);
         for (size_t j = 0; j < n; j += kn->nr) {
-            const size_t cols = min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
+            const size_t cols = tk__min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
             for (size_t q = 0; q < count; q++) {
                 memcpy(panel + q * width, s->dy + (p + q) * n + j, cols * sizeof *panel);
                 memset(panel + q * width + cols, 0, (width - cols) * sizeof *panel);
@@ -95,8 +86,8 @@ static void dw_task(void *ctx, size_t task, size_t thread)
     const dw_state *s = ctx;
     const size_t chunk = task / s->slices, k0 = task % s->slices * s->slice;
     const size_t p0 = chunk * s->chunk;
-    accumulate(s, thread, k0, min_size(k0 + s->slice, s->k), p0, min_size(p0 + s->chunk, s->pixels),
-               s->dw + chunk * s->k * s->geo.oc);
+    accumulate(s, thread, k0, tk__min_size(k0 + s->slice, s->k), p0,
+               tk__min_size(p0 + s->chunk, s->pixels), s->dw + chunk * s->k * s->geo.oc);
 }
 
 typedef struct sum_state {
@@ -110,7 +101,7 @@ static void sum_task(void *ctx, size_t task, size_t thread)
 {
     const sum_state *s = ctx;
     (void)thread;
-    const size_t at = task * s->piece, n = min_size(s->piece, s->count - at);
+    const size_t at = task * s->piece, n = tk__min_size(s->piece, s->count - at);
     memcpy(s->dw + at, s->partials + at, n * sizeof *s->dw);
     for (size_t c = 1; c < s->chunks; c++)
         s->kn->add(n, s->dw + at, s->partials + c * s->count + at);
@@ -143,7 +134,7 @@ void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const tk__input *in, c
                      .count = s.k * geo->oc,
                      .piece = 4096,
                      .chunks = s.chunks};
-    tk_pool_run(ex->pool, div_up(sum.count, sum.piece), sum_task, &sum);
+    tk_pool_run(ex->pool, tk__div_up(sum.count, sum.piece), sum_task, &sum);
 }
 
 /* One slice of dW for all images in turn: no two tasks share a square. */
@@ -157,7 +148,7 @@ static void squares_task(void *ctx, size_t task, size_t thread)
     const squares_state *q = ctx;
     const dw_state *s = &q->dw;
     const size_t n = s->geo.oc, pixels = s->geo.oh * s->geo.ow;
-    const size_t k0 = task * s->slice, k1 = min_size(k0 + s->slice, s->k);
+    const size_t k0 = task * s->slice, k1 = tk__min_size(k0 + s->slice, s->k);
     for (size_t i = 0; i < s->geo.n; i++) {
         accumulate(s, thread, k0, k1, i * pixels, (i + 1) * pixels, s->dw);
         s->ex->kn->add_squares((k1 - k0) * n, q->squares + k0 * n, s->dw + k0 * n);

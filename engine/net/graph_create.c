@@ -24,11 +24,6 @@ static float *carve(carver *c, size_t a, size_t b)
     return p;
 }
 
-static size_t max_size(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 /* What the units need at most, to size what they share. */
 typedef struct needs {
     size_t channels, sums, packed, partials, scratch;
@@ -42,15 +37,15 @@ static needs needs_of(const tk_graph *g)
         const tk__conv geo = tk__unit_geo(&g->layout, u, g->max_batch);
         const size_t rows = geo.n * geo.oh * geo.ow;
         const size_t block = tk__conv_block_rows(&geo);
-        most.channels = max_size(most.channels, geo.oc);
-        most.sums = max_size(most.sums, (rows + block - 1) / block * 2 * geo.oc);
-        most.sums = max_size(most.sums, tk__bn_sums(rows, geo.oc, geo.n));
-        most.packed = max_size(most.packed, tk__conv_pack_size(&geo));
-        most.packed = max_size(most.packed, tk__conv_dx_pack_size(&geo));
+        most.channels = tk__max_size(most.channels, geo.oc);
+        most.sums = tk__max_size(most.sums, (rows + block - 1) / block * 2 * geo.oc);
+        most.sums = tk__max_size(most.sums, tk__bn_sums(rows, geo.oc, geo.n));
+        most.packed = tk__max_size(most.packed, tk__conv_pack_size(&geo));
+        most.packed = tk__max_size(most.packed, tk__conv_dx_pack_size(&geo));
         /* one image's weight gradient, or the chunks' of any batch */
-        most.partials = max_size(most.partials, geo.ky * geo.kx * geo.ic * geo.oc);
-        most.partials = max_size(most.partials, tk__conv_partials(&g->ex, &geo));
-        most.scratch = max_size(most.scratch, tk__conv_scratch(&geo));
+        most.partials = tk__max_size(most.partials, geo.ky * geo.kx * geo.ic * geo.oc);
+        most.partials = tk__max_size(most.partials, tk__conv_partials(&g->ex, &geo));
+        most.scratch = tk__max_size(most.scratch, tk__conv_scratch(&geo));
     }
     return most;
 }
@@ -154,7 +149,7 @@ static size_t plan_turns(tk_graph *g, size_t spare_floats)
             if (!placed[i] && (s == t.count || t.stays[i].floats > t.stays[s].floats)) s = i;
         place_stay(&t, s, placed);
         placed[s] = true;
-        floats = max_size(floats, t.stays[s].at + t.stays[s].floats);
+        floats = tk__max_size(floats, t.stays[s].at + t.stays[s].floats);
     }
     for (size_t m = 0; m < g->layout.maps; m++)
         g->grad_at[m] = t.stays[t.of_map[m]].at;
@@ -176,7 +171,7 @@ static size_t plan_maps(tk_graph *g)
         g->lazy[u->out] = read_as_input(l, u);
         if (u->residual == TK__NO_MAP || u->out == (int)l->maps - 1) continue;
         g->remade[u->out] = remade = !remade;
-        if (remade) largest = max_size(largest, tk__map_floats(&l->map[u->out]));
+        if (remade) largest = tk__max_size(largest, tk__map_floats(&l->map[u->out]));
     }
     return largest;
 }
@@ -210,7 +205,7 @@ static bool lay_out(tk_graph *g, carver *c)
     g->features = carve(c, g->max_batch, tk_arch_features(g->arch));
     g->coef = carve(c, 3, most.channels);
     g->sums = carve(c, 1, most.sums);
-    g->packed = g->partials = carve(c, 1, max_size(most.packed, most.partials));
+    g->packed = g->partials = carve(c, 1, tk__max_size(most.packed, most.partials));
     g->ex.scratch_each = (most.scratch + 15) / 16 * 16;
     g->ex.scratch = carve(c, tk_pool_threads(g->ex.pool), g->ex.scratch_each);
     return !c->overflow;

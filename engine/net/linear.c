@@ -7,13 +7,9 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "kernels/sizes.h"
 
 enum { BLOCK_K = 192 };
-
-static size_t min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
 
 /* Element (p, j) of the rows x cols block at src, zero-padded to `width` columns. Columns that lie
  * apart are taken 16 elements at a time, so that each cache line is read once. */
@@ -29,7 +25,7 @@ static void pack_block(size_t rows, size_t cols, size_t width, const float *src,
     }
     for (size_t p0 = 0; p0 < rows; p0 += 16)
         for (size_t j = 0; j < cols; j++)
-            for (size_t p = p0; p < min_size(p0 + 16, rows); p++)
+            for (size_t p = p0; p < tk__min_size(p0 + 16, rows); p++)
                 panel[p * width + j] = src[p * rs + j * cs];
 }
 
@@ -50,10 +46,10 @@ static void multiply(const product *q)
     _Alignas(64) float panel[BLOCK_K * TK__NR_MAX];
     const tk__kernels *kn = tk__kernels_get();
     for (size_t j = 0; j < q->n; j += kn->nr) {
-        const size_t cols = min_size(kn->nr, q->n - j), width = tk__panel_width(kn, cols);
+        const size_t cols = tk__min_size(kn->nr, q->n - j), width = tk__panel_width(kn, cols);
         size_t k0 = 0;
         do {
-            const size_t kc = min_size(BLOCK_K, q->k - k0);
+            const size_t kc = tk__min_size(BLOCK_K, q->k - k0);
             pack_block(kc, cols, width, q->b + k0 * q->b_rs + j * q->b_cs, q->b_rs, q->b_cs, panel);
             kn->gemm(&(tk__gemm){.m = q->m,
                                  .n = cols,

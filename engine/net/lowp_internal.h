@@ -68,19 +68,4 @@ static inline void *tk__lowp_map(const tk__lowp_plan *p, int m, size_t i0)
     return p->maps + tk__route_at(&p->route, m, i0);
 }
 
-static inline size_t tk__min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
-static inline size_t tk__max_size(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
-static inline size_t tk__div_up(size_t a, size_t b)
-{
-    return (a + b - 1) / b;
-}
-
 #endif

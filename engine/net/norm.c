@@ -6,23 +6,13 @@
 
 enum { MAX_CHUNKS = 64, CHUNK_FLOATS = 16384 };
 
-static size_t min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
-static size_t div_up(size_t a, size_t b)
-{
-    return (a + b - 1) / b;
-}
-
 void tk__bn_merge(size_t blocks, size_t block_rows, size_t rows, size_t c, const float *pairs,
                   float *mean, float *invstd, float *running_mean, float *running_var)
 {
     for (size_t j = 0; j < c; j++) {
         double n = 0, m = 0, m2 = 0;
         for (size_t b = 0; b < blocks; b++) {
-            const double nb = (double)min_size(block_rows, rows - b * block_rows);
+            const double nb = (double)tk__min_size(block_rows, rows - b * block_rows);
             const double d = (double)pairs[2 * b * c + j] - m, all = n + nb;
             m += d * nb / all;
             m2 += (double)pairs[(2 * b + 1) * c + j] + d * d * n * nb / all;
@@ -58,7 +48,7 @@ static void apply_task(void *ctx, size_t task, size_t thread)
     const apply_state *s = ctx;
     (void)thread;
     const size_t r0 = task * s->chunk, at = r0 * s->c;
-    s->kn->bn_apply(min_size(s->chunk, s->rows - r0), s->c, s->u + at, s->scale, s->shift,
+    s->kn->bn_apply(tk__min_size(s->chunk, s->rows - r0), s->c, s->u + at, s->scale, s->shift,
                     s->residual != NULL ? s->residual + at : NULL, s->relu, s->y + at);
 }
 
@@ -68,14 +58,14 @@ void tk__bn_apply(const tk__exec *ex, size_t rows, size_t c, const float *u, con
     apply_state s = {.kn = ex->kn,
                      .rows = rows,
                      .c = c,
-                     .chunk = div_up(CHUNK_FLOATS, c),
+                     .chunk = tk__div_up(CHUNK_FLOATS, c),
                      .u = u,
                      .scale = scale,
                      .shift = shift,
                      .residual = residual,
                      .relu = relu,
                      .y = y};
-    tk_pool_run(ex->pool, div_up(rows, s.chunk), apply_task, &s);
+    tk_pool_run(ex->pool, tk__div_up(rows, s.chunk), apply_task, &s);
 }
 
 /* --- backward --- */
@@ -88,13 +78,13 @@ typedef struct back_state {
 
 static size_t chunk_rows(size_t rows, size_t c)
 {
-    const size_t least = div_up(CHUNK_FLOATS, c), even = div_up(rows, MAX_CHUNKS);
+    const size_t least = tk__div_up(CHUNK_FLOATS, c), even = tk__div_up(rows, MAX_CHUNKS);
     return least > even ? least : even;
 }
 
 size_t tk__bn_sums(size_t rows, size_t c, size_t samples)
 {
-    const size_t chunks = min_size(MAX_CHUNKS, div_up(rows, div_up(CHUNK_FLOATS, c)));
+    const size_t chunks = tk__min_size(MAX_CHUNKS, tk__div_up(rows, tk__div_up(CHUNK_FLOATS, c)));
     return 2 * c * (chunks > samples ? chunks : samples);
 }
 
@@ -110,7 +100,7 @@ static void reduce_task(void *ctx, size_t task, size_t thread)
     const tk__bn_backward *b = s->b;
     (void)thread;
     const size_t c = b->c, r0 = task * s->chunk, at = r0 * c;
-    const size_t rows = min_size(s->chunk, b->rows - r0);
+    const size_t rows = tk__min_size(s->chunk, b->rows - r0);
     const tk__mask mask = mask_at(&b->mask, at);
     float *g_out = b->g_out != NULL ? b->g_out + at : NULL;
     float *sum_g = b->sums + task * 2 * c, *sum_gu = sum_g + c;
@@ -131,8 +121,8 @@ static void dx_task(void *ctx, size_t task, size_t thread)
     /* a masked copy, where there is one, spares the mask */
     const float *dy = b->g_out != NULL ? b->g_out + at : b->dy + at;
     const tk__mask mask = b->g_out == NULL ? mask_at(&b->mask, at) : (tk__mask){0};
-    s->kn->bn_dx(min_size(s->chunk, b->rows - r0), c, dy, &mask, b->u + at, b->coef, b->coef + c,
-                 b->coef + 2 * c, b->du + at);
+    s->kn->bn_dx(tk__min_size(s->chunk, b->rows - r0), c, dy, &mask, b->u + at, b->coef,
+                 b->coef + c, b->coef + 2 * c, b->du + at);
 }
 
 static void add_up(const tk__bn_backward *b, size_t chunks)
@@ -174,7 +164,7 @@ void tk__bn_backward_run(const tk__exec *ex, const tk__bn_backward *b)
     back_state s = {.kn = ex->kn,
                     .b = b,
                     .chunk = b->sample_rows != 0 ? b->sample_rows : chunk_rows(b->rows, b->c)};
-    const size_t chunks = div_up(b->rows, s.chunk);
+    const size_t chunks = tk__div_up(b->rows, s.chunk);
     if (!b->batch)
         for (size_t j = 0; j < b->c; j++)
             b->coef[j] = b->gamma[j] * b->invstd[j];

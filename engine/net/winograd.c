@@ -13,21 +13,6 @@ enum {
     SHARED_FLOATS = 1 << 20,  /* the transforms held at a time where it is not */
 };
 
-static size_t min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
-static size_t max_size(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
-static size_t div_up(size_t a, size_t b)
-{
-    return (a + b - 1) / b;
-}
-
 static size_t points_of(size_t m)
 {
     return (m + 2) * (m + 2);
@@ -35,14 +20,15 @@ static size_t points_of(size_t m)
 
 static tk__wino tiles_of(const tk__conv *geo, size_t m)
 {
-    return (tk__wino){.geo = *geo, .m = m, .th = div_up(geo->oh, m), .tw = div_up(geo->ow, m)};
+    return (tk__wino){
+        .geo = *geo, .m = m, .th = tk__div_up(geo->oh, m), .tw = tk__div_up(geo->ow, m)};
 }
 
 /* --- packing --- */
 
 size_t tk__wino_pack_size(size_t m, size_t ic, size_t oc)
 {
-    return points_of(m) * ic * div_up(oc, TK__LANES) * TK__LANES;
+    return points_of(m) * ic * tk__div_up(oc, TK__LANES) * TK__LANES;
 }
 
 typedef struct pack_state {
@@ -96,16 +82,16 @@ static size_t block_tile_rows(const tk__conv *geo, size_t m)
 {
     const tk__wino w = tiles_of(geo, m);
     const size_t fit = BLOCK_FLOATS / (points_of(m) * (geo->ic + TK__NR_MAX / 2));
-    const size_t rows = max_size(1, max_size(fit, MIN_TILES) / w.tw);
+    const size_t rows = tk__max_size(1, tk__max_size(fit, MIN_TILES) / w.tw);
     if (rows >= w.th) return rows / w.th * w.th;
     return geo->oh % m == 0 ? rows : w.th;
 }
 
 size_t tk__wino_block_rows(const tk__conv *geo, size_t m)
 {
-    const size_t th = div_up(geo->oh, m), rows = block_tile_rows(geo, m);
+    const size_t th = tk__div_up(geo->oh, m), rows = block_tile_rows(geo, m);
     const size_t pixels = rows % th == 0 ? rows / th * geo->oh * geo->ow : rows * m * geo->ow;
-    return min_size(pixels, geo->n * geo->oh * geo->ow);
+    return tk__min_size(pixels, geo->n * geo->oh * geo->ow);
 }
 
 static size_t forward_scratch(const tk__conv *geo, size_t m)
@@ -149,7 +135,7 @@ static void run_task(void *ctx, size_t task, size_t thread)
     const tk__conv_job *job = s->job;
     const tk__kernels *kn = s->ex->kn;
     const size_t block = task / s->splits, row0 = block * s->rows;
-    const size_t rows = min_size(s->rows, s->tile_rows - row0), oc = job->geo.oc;
+    const size_t rows = tk__min_size(s->rows, s->tile_rows - row0), oc = job->geo.oc;
     tk__wino w = s->all;
     w.t0 = row0 * w.tw;
     w.tiles = rows * w.tw;
@@ -158,7 +144,7 @@ static void run_task(void *ctx, size_t task, size_t thread)
     float *u = v + points_of(w.m) * point;
     kn->wino_input(&w, &job->in, v, job->geo.ic, point);
     const size_t j0 = task % s->splits * s->panels * kn->nr;
-    const size_t j1 = min_size(j0 + s->panels * kn->nr, oc);
+    const size_t j1 = tk__min_size(j0 + s->panels * kn->nr, oc);
     for (size_t j = j0; j < j1; j += kn->nr) {
         const size_t width = tk__panel_width(kn, oc - j), u_point = w.tiles * width + SKEW;
         products(s, &w, v, point, j, u, u_point);
@@ -173,7 +159,7 @@ static void run_task(void *ctx, size_t task, size_t thread)
     }
     if (job->post == NULL) return;
     const size_t each = tk__wino_block_rows(&job->geo, w.m), m0 = block * each;
-    job->post(job->post_ctx, block, m0, min_size(m0 + each, w.geo.n * w.geo.oh * w.geo.ow));
+    job->post(job->post_ctx, block, m0, tk__min_size(m0 + each, w.geo.n * w.geo.oh * w.geo.ow));
 }
 
 /* Few blocks: smaller ones, and columns spread over tasks too, whichever leaves the least to the
@@ -182,35 +168,36 @@ static void run_task(void *ctx, size_t task, size_t thread)
 static void plan_tasks(run_state *s)
 {
     const size_t threads = tk_pool_threads(s->ex->pool), nr = s->ex->kn->nr;
-    const size_t ic = s->job->geo.ic, panels = div_up(s->job->geo.oc, nr), most = s->rows;
+    const size_t ic = s->job->geo.ic, panels = tk__div_up(s->job->geo.oc, nr), most = s->rows;
     double best = -1;
     for (size_t splits = 1; splits <= panels && splits <= threads; splits++) {
-        const size_t per_task = div_up(panels, splits);
+        const size_t per_task = tk__div_up(panels, splits);
         for (size_t rows = most; rows > 0; rows--) {
-            const size_t tasks = div_up(s->tile_rows, rows) * div_up(panels, per_task);
+            const size_t tasks = tk__div_up(s->tile_rows, rows) * tk__div_up(panels, per_task);
             const double tiles = (double)(rows * s->all.tw);
             /* in units of a tile's product with one panel's column block of weights */
             const double work = (double)per_task * (tiles * (double)(ic + 16) + 6.0 * (double)ic);
-            const double cost = (double)div_up(tasks, threads) * (work + tiles * (double)ic / 2);
+            const double cost =
+                (double)tk__div_up(tasks, threads) * (work + tiles * (double)ic / 2);
             if (best >= 0 && cost >= best) continue;
             best = cost;
             s->rows = rows;
             s->panels = per_task;
         }
     }
-    s->splits = div_up(panels, s->panels);
+    s->splits = tk__div_up(panels, s->panels);
 }
 
 void tk__wino_run(const tk__exec *ex, const tk__conv_job *job, size_t m)
 {
     run_state s = {.ex = ex, .job = job, .all = tiles_of(&job->geo, m)};
     s.tile_rows = job->geo.n * s.all.th;
-    s.rows = min_size(block_tile_rows(&job->geo, m), s.tile_rows);
-    s.panels = div_up(job->geo.oc, ex->kn->nr);
+    s.rows = tk__min_size(block_tile_rows(&job->geo, m), s.tile_rows);
+    s.panels = tk__div_up(job->geo.oc, ex->kn->nr);
     s.splits = 1;
-    if (job->post == NULL && div_up(s.tile_rows, s.rows) < 4 * tk_pool_threads(ex->pool))
+    if (job->post == NULL && tk__div_up(s.tile_rows, s.rows) < 4 * tk_pool_threads(ex->pool))
         plan_tasks(&s);
-    tk_pool_run(ex->pool, div_up(s.tile_rows, s.rows) * s.splits, run_task, &s);
+    tk_pool_run(ex->pool, tk__div_up(s.tile_rows, s.rows) * s.splits, run_task, &s);
 }
 
 /* --- weight gradient --- */
@@ -245,13 +232,14 @@ static dw_state plan_dw(const tk__exec *ex, const tk__conv *geo, size_t m)
     dw_state s = {.ex = ex, .all = tiles_of(geo, m)};
     s.tiles = geo->n * s.all.th * s.all.tw;
     if (is_small(&s)) {
-        s.chunks = min_size((size_t)4 * tk_pool_threads(ex->pool), div_up(s.tiles, DW_TILES));
+        s.chunks =
+            tk__min_size((size_t)4 * tk_pool_threads(ex->pool), tk__div_up(s.tiles, DW_TILES));
     } else {
         const size_t fit = SHARED_FLOATS / (points_of(m) * (geo->ic + geo->oc));
-        s.chunks = div_up(s.tiles, max_size(fit, DW_TILES));
+        s.chunks = tk__div_up(s.tiles, tk__max_size(fit, DW_TILES));
     }
-    s.chunk = div_up(s.tiles, s.chunks);
-    s.chunks = div_up(s.tiles, s.chunk);
+    s.chunk = tk__div_up(s.tiles, s.chunks);
+    s.chunks = tk__div_up(s.tiles, s.chunk);
     return s;
 }
 
@@ -265,7 +253,8 @@ size_t tk__wino_partials(const tk__exec *ex, const tk__conv *geo, size_t m)
     const dw_state s = plan_dw(ex, geo, m);
     if (is_small(&s)) return (size_t)4 * tk_pool_threads(ex->pool) * du_floats(&s);
     const size_t fit = SHARED_FLOATS / (points_of(m) * (geo->ic + geo->oc));
-    return du_floats(&s) + transform_floats(geo, m, min_size(s.tiles, max_size(fit, DW_TILES)));
+    return du_floats(&s) +
+           transform_floats(geo, m, tk__min_size(s.tiles, tk__max_size(fit, DW_TILES)));
 }
 
 size_t tk__wino_scratch(const tk__conv *geo, size_t m)
@@ -273,8 +262,8 @@ size_t tk__wino_scratch(const tk__conv *geo, size_t m)
     tk__conv back = *geo;
     back.ic = geo->oc;
     back.oc = geo->ic;
-    const size_t forward = max_size(forward_scratch(geo, m), forward_scratch(&back, m));
-    return max_size(forward, transform_floats(geo, m, DW_TILES));
+    const size_t forward = tk__max_size(forward_scratch(geo, m), forward_scratch(&back, m));
+    return tk__max_size(forward, transform_floats(geo, m, DW_TILES));
 }
 
 /* du of one point, rows i0..i1-1, (+)= the product of the transforms of `tiles` tiles. */
@@ -302,13 +291,13 @@ static void small_task(void *ctx, size_t task, size_t thread)
     const dw_state *s = ctx;
     const tk__kernels *kn = s->ex->kn;
     const size_t ic = s->all.geo.ic, oc = s->all.geo.oc, points = points_of(s->all.m);
-    const size_t begin = task * s->chunk, end = min_size(begin + s->chunk, s->tiles);
+    const size_t begin = task * s->chunk, end = tk__min_size(begin + s->chunk, s->tiles);
     float *du = s->du + task * du_floats(s);
     float *v = s->ex->scratch + thread * s->ex->scratch_each;
     for (size_t t = begin; t < end; t += DW_TILES) {
         tk__wino w = s->all;
         w.t0 = t;
-        w.tiles = min_size(DW_TILES, end - t);
+        w.tiles = tk__min_size(DW_TILES, end - t);
         const size_t vp = w.tiles * ic + SKEW, wp = w.tiles * oc + SKEW;
         float *dy = v + points * vp;
         kn->wino_input(&w, &s->in, v, ic, vp);
@@ -326,7 +315,7 @@ static void transform_task(void *ctx, size_t task, size_t thread)
     const size_t ic = s->all.geo.ic, oc = s->all.geo.oc, at = task * DW_TILES;
     tk__wino w = s->all;
     w.t0 = s->t0 + at;
-    w.tiles = min_size(DW_TILES, s->held - at);
+    w.tiles = tk__min_size(DW_TILES, s->held - at);
     s->ex->kn->wino_input(&w, &s->in, s->v + at * ic, ic, s->held * ic + SKEW);
     s->ex->kn->wino_dy(&w, s->dy, s->w + at * oc, oc, s->held * oc + SKEW);
 }
@@ -336,10 +325,10 @@ static void product_task(void *ctx, size_t task, size_t thread)
     const dw_state *s = ctx;
     (void)thread;
     const size_t ic = s->all.geo.ic, oc = s->all.geo.oc, p = task / s->slices;
-    const size_t rows = div_up(ic, s->slices), i0 = task % s->slices * rows;
+    const size_t rows = tk__div_up(ic, s->slices), i0 = task % s->slices * rows;
     if (i0 >= ic) return;
     point_product(s, s->v + p * (s->held * ic + SKEW), s->w + p * (s->held * oc + SKEW), s->held,
-                  i0, min_size(i0 + rows, ic), s->t0 > 0, s->du + p * ic * oc);
+                  i0, tk__min_size(i0 + rows, ic), s->t0 > 0, s->du + p * ic * oc);
 }
 
 /* One row (input channel) of dW from the sum of the chunks' du, which are added in order. */
@@ -360,12 +349,12 @@ static void run_shared(dw_state *s, float *partials)
     const size_t ic = s->all.geo.ic, points = points_of(s->all.m);
     const size_t want = (size_t)4 * tk_pool_threads(s->ex->pool);
     s->v = partials + du_floats(s);
-    s->slices = min_size(div_up(want, points), div_up(ic, 28));
+    s->slices = tk__min_size(tk__div_up(want, points), tk__div_up(ic, 28));
     for (size_t c = 0; c < s->chunks; c++) {
         s->t0 = c * s->chunk;
-        s->held = min_size(s->chunk, s->tiles - s->t0);
+        s->held = tk__min_size(s->chunk, s->tiles - s->t0);
         s->w = s->v + points * (s->held * ic + SKEW);
-        tk_pool_run(s->ex->pool, div_up(s->held, DW_TILES), transform_task, s);
+        tk_pool_run(s->ex->pool, tk__div_up(s->held, DW_TILES), transform_task, s);
         tk_pool_run(s->ex->pool, points * s->slices, product_task, s);
     }
 }
@@ -397,7 +386,7 @@ static double cost(const tk__conv *g, size_t m, size_t images)
     const double points = m == 0 ? 9 : (double)points_of(m);
     const double weights = points * product * 64 / WEIGHT_BYTES_PER_CYCLE / (double)images;
     if (m == 0) return (double)(g->oh * g->ow) * 9 * product + weights;
-    const double tiles = (double)(div_up(g->oh, m) * div_up(g->ow, m));
+    const double tiles = (double)(tk__div_up(g->oh, m) * tk__div_up(g->ow, m));
     const double transforms = m == 2 ? 70 * ic + 60 * oc : 200 * ic + 150 * oc;
     return tiles * (points * product + transforms) + weights;
 }
