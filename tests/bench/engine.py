@@ -29,8 +29,8 @@ CASES = [
     "infer resnet18 224 8 2 bf16", "infer resnet18 224 8 2 int8", "infer resnet18 224 32 2 fp32",
     "infer resnet50 224 1 2 fp32", "infer resnet50 224 8 1 fp32", "infer resnet50 224 8 2 fp32",
     "infer resnet18 64 1 2 fp32", "infer resnet18 64 32 2 fp32",
-    "train resnet18 64 64 1 fp32", "train resnet18 64 64 2 fp32", "train resnet18 64 64 2 bf16",
-    "train resnet18 64 128 1 fp32", "train resnet18 64 128 2 fp32", "train resnet18 64 128 2 bf16",
+    "train resnet18 64 64 1 fp32", "train resnet18 64 64 2 fp32",
+    "train resnet18 64 128 1 fp32", "train resnet18 64 128 2 fp32",
     "train resnet20 32 128 1 fp32", "train resnet20 32 128 2 fp32",
     "train resnet32 32 128 1 fp32", "train resnet32 32 128 2 fp32",
 ]
@@ -42,7 +42,6 @@ TARGETS = {
     },
     "pytorch": {
         "train resnet18 64 64 2 fp32": 1.4, "train resnet18 64 128 2 fp32": 1.4,
-        "train resnet18 64 64 2 bf16": 2.0, "train resnet18 64 128 2 bf16": 2.0,
         "train resnet32 32 128 2 fp32": 1.8,
     },
     "1 thread": {

@@ -485,12 +485,19 @@ static long refuse_200_mb(const rpc_fixture *f, tk_client_status *status)
     return growth;
 }
 
+/* With memory to spare: near its quota the core may drop the stream before it has seen the size, which
+ * is RESOURCE_EXHAUSTED too, in words of its own. */
 static void message_of_200_mb_is_refused_with_its_size_and_the_limit(void **state)
 {
+    (void)state;
+    rpc_fixture f;
+    const tk_rpc_opts opts = {.memory_quota = (size_t)1 << 30};
+    rpc_fixture_start(&f, &opts);
     tk_client_status status;
-    refuse_200_mb(*state, &status);
-    assert_non_null(strstr(status.text, "209715200"));
-    assert_non_null(strstr(status.text, "67108864"));
+    refuse_200_mb(&f, &status);
+    if (!strstr(status.text, "209715200") || !strstr(status.text, "67108864"))
+        fail_msg("neither size nor limit in \"%s\"", status.text);
+    rpc_fixture_stop(&f);
 }
 
 static void message_of_200_mb_costs_no_more_than_the_quota(void **state)
@@ -543,7 +550,7 @@ int main(void)
         CASE(stop_within_grace_loses_no_call_in_flight),
         CASE(stop_after_grace_cancels_what_still_runs),
         CASE(listener_survives_want_of_descriptors),
-        CASE(message_of_200_mb_is_refused_with_its_size_and_the_limit),
+        cmocka_unit_test(message_of_200_mb_is_refused_with_its_size_and_the_limit),
         cmocka_unit_test(message_of_200_mb_costs_no_more_than_the_quota),
         cmocka_unit_test(requests_over_the_servers_memory_are_refused_for_now),
     };
