@@ -158,7 +158,9 @@ void tk__admin_list_versions(tk_rpc_call *call, const ProtobufCMessage *in)
 static void reply_version(tk_rpc_call *call, tk_version *version)
 {
     tk__region region = {NULL, false};
-    tk__reply(call, &region, tk__put_version(&region, version));
+    Trunkd__V1__Version *m = tk__put_version(&region, version);
+    if (m) show_precisions(tk__api(call), &region, m);
+    tk__reply(call, &region, m);
     tk_version_fini(version);
 }
 
