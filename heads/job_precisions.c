@@ -29,7 +29,7 @@ static tk_err judge(tk__job *j, tk_precision precision, tk_validation *now, tk_g
     if (err != TK_OK) return err;
     const bool admitted = tk_gate_decide(records, n, why, sizeof why);
     j->r->admitted[precision] = admitted;
-    tk__job_say(j, false, "%s is %s: %s", tk_precision_name(precision),
+    tk__job_say(j, false, "%s against fp32: %s; %s", tk_precision_name(precision),
                 admitted ? "admitted" : "not admitted", why);
     return TK_OK;
 }

@@ -121,7 +121,7 @@ static void a_job_is_done_and_a_second_run_repeats_the_last_line(void **state)
     assert_non_null(strstr(result, "\"name\":\"scratch\""));
     assert_non_null(strstr(result, "\"precisions\":{\"bf16\":{\"admitted\":"));
     assert_true(says(dir, "{\"event\":\"progress\",\"stage\":\"precisions\""));
-    assert_true(says(dir, "\"message\":\"int8 is "));
+    assert_true(says(dir, "\"message\":\"int8 against fp32: "));
     tk_free(result);
     assert_int_equal(status_of(start_job(dir)), 0);
     assert_true(says(dir, "{\"event\":\"done\",\"outcome\":\"commit\""));
