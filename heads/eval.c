@@ -51,6 +51,20 @@ tk_err tk_validation_clone(tk_validation *out, const tk_validation *from)
     return TK_OK;
 }
 
+void tk_validation_agree(tk_validation *validation, const uint32_t *truth)
+{
+    tk_validation *v = validation;
+    v->agreement = true;
+    v->correct = 0;
+    if (v->confusion) memset(v->confusion, 0, v->classes * v->classes * sizeof *v->confusion);
+    for (size_t i = 0; i < v->n; i++) {
+        v->right[i] = v->answers[i] == truth[i];
+        v->correct += v->right[i];
+        if (v->confusion) v->confusion[truth[i] * v->classes + v->answers[i]]++;
+    }
+    v->top5 = v->correct;
+}
+
 /* Of equal logits the first wins, as in every argmax here. */
 static uint32_t best_of(size_t c, const float *logits)
 {
@@ -105,7 +119,8 @@ static tk_err scratch_init(scratch *s, const tk_params *trunk, const tk_preproc 
     s->logits = tk_aligned_calloc(BATCH * widest, sizeof(float));
     if (!s->x || !s->features || !s->logits)
         return tk_fail(diag, TK_NOMEM, "validation: out of memory");
-    return tk_plan_create(&s->plan, trunk, preproc->crop, BATCH, pool, diag);
+    return tk_plan_create_as(&s->plan, trunk, preproc->crop, BATCH, task->precision, task->ranges,
+                             pool, diag);
 }
 
 static void run_batch(const tk_eval_task *task, const scratch *s, size_t first, size_t n,
@@ -143,5 +158,22 @@ tk_err tk_eval_run(const tk_params *trunk, const tk_preproc *preproc, const tk_e
     if (err != TK_OK)
         for (size_t h = 0; h < task->n_heads; h++)
             tk_validation_fini(&out[h]);
+    return err;
+}
+
+tk_err tk_eval_calibrate(const tk_params *trunk, const tk_preproc *preproc,
+                         const tk_canvases *canvases, size_t n, const uint32_t *images,
+                         tk_calibration *ranges, tk_pool *pool, tk_diag *diag)
+{
+    const tk_eval_task task = {.canvases = canvases, .n = n, .images = images};
+    scratch s = {0};
+    tk_err err = n > 0 ? scratch_init(&s, trunk, preproc, &task, pool, diag) : TK_OK;
+    for (size_t first = 0; first < n && err == TK_OK; first += BATCH) {
+        const size_t count = n - first < BATCH ? n - first : BATCH;
+        const tk_cut cut = {.images = images + first};
+        tk_canvases_render(canvases, &cut, count, s.x, pool);
+        err = tk_plan_calibrate(s.plan, count, s.x, ranges, diag);
+    }
+    scratch_fini(&s);
     return err;
 }

@@ -95,6 +95,7 @@ void tk_job_result_fini(tk_job_result *result)
     tk_free(result->before);
     tk_free(result->after);
     tk_free(result->gate);
+    tk_free(result->checks);
     tk_free(result->curve);
     tk_free(result->head);
     tk_model_destroy(result->base);

@@ -1,4 +1,5 @@
-/* The last part of a job: the gate's decision, the Fisher of the new head, and the files. */
+/* The last part of a job: the gate's decision, precisions, the Fisher of the new head, and the
+ * files. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -146,6 +147,7 @@ static tk_err make_candidate(tk__job *j, tk_model **out)
     tk_model *m = *out;
     tk_head *head = NULL;
     tk_params_copy(m->trunk, j->now.trunk);
+    tk_model_forget_precisions(m);
     tk_model_drop_head(m, j->o->head);
     for (size_t h = 0; h < j->n_others; h++) {
         const tk_gate_record *g = &j->r->gate[h];
@@ -188,6 +190,11 @@ tk_err tk__job_finish(tk__job *j)
     if (err != TK_OK || j->r->outcome == TK_OUTCOME_REJECT) return err;
     err = make_candidate(j, &candidate);
     if (err != TK_OK) tk_fail(j->diag, err, "candidate: %s", tk_err_text(err));
+    if (err == TK_OK) {
+        tk__job_enter(j, TK_STAGE_PRECISIONS);
+        err = tk__job_precisions(j, candidate);
+        tk__job_leave(j);
+    }
     if (err == TK_OK) {
         tk__job_enter(j, TK_STAGE_FISHER);
         err = add_fisher(j, candidate);

@@ -65,6 +65,10 @@ TK_MUST tk_err tk__job_train(tk__job *j, tk__point *point);
  * is in j->now and j->best is empty. */
 TK_MUST tk_err tk__job_line_search(tk__job *j, tk__point *point);
 
+/* job_precisions.c: measures the candidate in every precision, if there is an image to do it with.
+ */
+TK_MUST tk_err tk__job_precisions(tk__job *j, tk_model *candidate);
+
 /* job_commit.c */
 /* The gate on j->now: commit, or fall back when no point was found, or one that is worth less than
  * the probe. */
@@ -80,6 +84,8 @@ void tk__job_enter(tk__job *j, tk_stage stage);
 void tk__job_leave(tk__job *j);
 void tk__job_tick(void *job, const tk_train_tick *tick);
 void tk__job_say(tk__job *j, bool warn, const char *fmt, ...) TK_PRINTF(3, 4);
+/* The gate's rule for head `h`, the new one last. */
+tk_gate_rule tk__job_rule(const tk__job *j, size_t h);
 /* Validates all heads at this point, judges it, and tells. `record` [n_others] and `out`
  * [n_others + 1] may be NULL. */
 TK_MUST tk_err tk__job_validate(tk__job *j, const tk_student *student, size_t step, size_t epoch,

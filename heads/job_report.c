@@ -7,7 +7,8 @@
 #include "job_internal.h"
 
 static const char *const stage_names[TK_STAGE_COUNT] = {
-    "decode", "pseudo-labels", "warm-up", "train", "line-search", "gate", "fisher", "write",
+    "decode", "pseudo-labels", "warm-up", "train", "line-search",
+    "gate",   "precisions",    "fisher",  "write",
 };
 
 const char *tk_stage_name(tk_stage stage)
@@ -94,10 +95,10 @@ void tk__job_say(tk__job *j, bool warn, const char *fmt, ...)
 
 /* A head without validation images may lose agreement on images that were a toss-up anyway, hence
  * its wider tolerance. */
-static tk_gate_rule rule_of(const tk__job *j, size_t h)
+tk_gate_rule tk__job_rule(const tk__job *j, size_t h)
 {
-    const tk_head *head = j->others[h];
-    const bool agreement = tk_validator_before(j->validator)[h].agreement;
+    const tk_head *head = h < j->n_others ? j->others[h] : j->head;
+    const bool agreement = h < j->n_others && tk_validator_before(j->validator)[h].agreement;
     return (tk_gate_rule){.best = agreement ? (double)NAN : head->best,
                           .tolerance =
                               head->tolerance * (agreement ? j->r->recipe.agreement_slack : 1),
@@ -114,7 +115,7 @@ static tk_verdict judge(const tk__job *j, const tk_validation *now, tk_gate_reco
     tk_verdict v = {.admissible = true, .worth = accuracy};
     if (own->n > 0) v.se = sqrt(accuracy * (1 - accuracy) / (double)own->n);
     for (size_t h = 0; h < j->n_others; h++) {
-        const tk_gate_rule rule = rule_of(j, h);
+        const tk_gate_rule rule = tk__job_rule(j, h);
         const tk_gate_record r = tk_gate_judge(&before[h], &now[h], &rule);
         v.admissible = v.admissible && r.admitted;
         v.worth -= fmax(0, r.drop / 100);

@@ -82,6 +82,7 @@ tk_err tk_head_clone(tk_head **out, const tk_head *from)
     memcpy((*out)->bias, from->bias, from->classes * sizeof(float));
     (*out)->tolerance = from->tolerance;
     (*out)->best = from->best;
+    memcpy((*out)->checks, from->checks, sizeof from->checks);
     return TK_OK;
 }
 
@@ -131,6 +132,7 @@ tk_err tk_model_clone(tk_model **out, const tk_model *from)
     if (!model) return TK_NOMEM;
     model->preproc = from->preproc;
     model->fisher_scale = from->fisher_scale;
+    model->ranges = from->ranges;
     tk_err err = tk_params_clone(&model->trunk, from->trunk);
     if (err == TK_OK) err = copy_vector(&model->fisher, from->fisher, from->trunk->trained);
     if (err == TK_OK) err = copy_vector(&model->anchor, from->anchor, from->trunk->trained);

@@ -11,6 +11,7 @@
 #include "engine/mem.h"
 #include "engine/tensors.h"
 #include "heads/model.h"
+#include "model_precisions.h"
 
 enum { FORMAT = 1, TENSOR_NAME = 384 };
 
@@ -24,9 +25,11 @@ static json_t *head_to_json(const tk_head *head)
     json_t *labels = json_array();
     for (size_t i = 0; i < head->classes; i++)
         json_array_append_new(labels, json_string(head->labels[i]));
-    return json_pack("{s:s, s:o, s:f, s:o}", "id", head->id, "labels", labels, "tolerance",
-                     head->tolerance, "best",
-                     isnan(head->best) ? json_null() : json_real(head->best));
+    json_t *o =
+        json_pack("{s:s, s:o, s:f, s:o}", "id", head->id, "labels", labels, "tolerance",
+                  head->tolerance, "best", isnan(head->best) ? json_null() : json_real(head->best));
+    if (o) tk__checks_to_json(head->checks, o);
+    return o;
 }
 
 static json_t *triple(const float v[3])
@@ -47,6 +50,8 @@ static char *metadata(const tk_model *model)
                              "mean", triple(p->mean), "std", triple(p->std), "heads", heads);
     if (root && model->fisher)
         json_object_set_new(root, "fisher_scale", json_real(model->fisher_scale));
+    if (root && model->ranges.maps)
+        json_object_set_new(root, "ranges", tk__ranges_to_json(&model->ranges));
     char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(root);
     return text;
@@ -143,31 +148,40 @@ static tk_err read_tensor(const tk_tensors *tensors, const char *name, unsigned 
     return TK_OK;
 }
 
-static tk_err make_head(tk_head **out, const json_t *o, size_t features, tk_diag *diag)
+/* What a head has beside its id, labels and weights. */
+static tk_err read_head_numbers(tk_head *head, const json_t *o, tk_diag *diag)
 {
-    const char *id = json_string_value(json_object_get(o, "id"));
-    const json_t *labels = json_object_get(o, "labels");
     const json_t *tolerance = json_object_get(o, "tolerance"), *best = json_object_get(o, "best");
-    const size_t classes = json_array_size(labels);
-    if (!id || classes < 1 || classes > TK_HEAD_MAX_CLASSES)
-        return bad(diag, "a head needs an id and 1..10000 labels");
     const double points = json_number_value(tolerance);
     if (!json_is_number(tolerance) || !(points >= 0 && points <= 100))
         return bad(diag, "a head's tolerance is not 0..100 points");
     if (!json_is_null(best) &&
         !(json_is_number(best) && json_number_value(best) >= 0 && json_number_value(best) <= 1))
         return bad(diag, "a head's best is neither null nor 0..1");
+    head->tolerance = points;
+    head->best = json_is_null(best) ? (double)NAN : json_number_value(best);
+    return tk__checks_from_json(head->checks, o, diag);
+}
+
+static tk_err make_head(tk_head **out, const json_t *o, size_t features, tk_diag *diag)
+{
+    const char *id = json_string_value(json_object_get(o, "id"));
+    const json_t *labels = json_object_get(o, "labels");
+    const size_t classes = json_array_size(labels);
+    if (!id || classes < 1 || classes > TK_HEAD_MAX_CLASSES)
+        return bad(diag, "a head needs an id and 1..10000 labels");
     const char **names = tk_calloc(classes, sizeof *names);
     if (!names) return tk_fail(diag, TK_NOMEM, "model: out of memory");
     for (size_t i = 0; i < classes; i++)
         names[i] = json_string_value(json_array_get(labels, i)); /* NULL is refused as empty */
     tk_err err = tk_head_create(out, id, classes, features, names, diag);
     tk_free(names);
-    if (err == TK_BADARG) err = TK_BADDATA;
-    if (err != TK_OK) return err;
-    (*out)->tolerance = points;
-    if (!json_is_null(best)) (*out)->best = json_number_value(best);
-    return TK_OK;
+    if (err != TK_OK) return err == TK_BADARG ? TK_BADDATA : err;
+    err = read_head_numbers(*out, o, diag);
+    if (err == TK_OK) return TK_OK;
+    tk_head_destroy(*out);
+    *out = NULL;
+    return err;
 }
 
 static tk_err read_head(tk_model *model, const json_t *o, const tk_tensors *tensors, tk_diag *diag)
@@ -271,28 +285,31 @@ static tk_err read_model(tk_model **out, const json_t *root, const tk_tensors *t
         err = read_head(*out, json_array_get(heads, i), tensors, diag);
         if (err != TK_OK) return err;
     }
+    err = tk__ranges_from_json(&(*out)->ranges, root, diag);
+    if (err != TK_OK) return err;
     const bool ewc = json_object_get(root, "fisher_scale") != NULL;
     err = check_count(*out, tensors, ewc, diag);
     return err == TK_OK && ewc && with_ewc ? read_ewc(*out, root, tensors, diag) : err;
 }
 
-tk_err tk_model_load(tk_model **out, const char *path, bool with_ewc, tk_diag *diag)
+/* The file, and its metadata as an object. */
+static tk_err open_file(tk_tensors **tensors, json_t **root, const char *path, tk_diag *diag)
 {
-    *out = NULL;
-    tk_tensors *tensors;
-    tk_err err = tk_tensors_open(&tensors, path, diag);
+    json_error_t where;
+    *root = NULL;
+    const tk_err err = tk_tensors_open(tensors, path, diag);
     if (err != TK_OK) return err;
-    const char *text = tk_tensors_meta(tensors, "trunkd");
-    json_t *root = NULL;
-    if (!text) {
-        err =
-            tk_fail(diag, TK_BADDATA, "%s: no metadata \"trunkd\"; not a version of trunkd", path);
-    } else {
-        json_error_t where;
-        root = json_loads(text, JSON_REJECT_DUPLICATES, &where);
-        err = json_is_object(root) ? read_model(out, root, tensors, with_ewc, diag)
-                                   : bad(diag, "not a JSON object");
-    }
+    const char *text = tk_tensors_meta(*tensors, "trunkd");
+    if (!text)
+        return tk_fail(diag, TK_BADDATA, "%s: no metadata \"trunkd\"; not a version of trunkd",
+                       path);
+    *root = json_loads(text, JSON_REJECT_DUPLICATES, &where);
+    return json_is_object(*root) ? TK_OK : bad(diag, "not a JSON object");
+}
+
+/* Closes both, and leaves no half a model. */
+static tk_err close_file(tk_tensors *tensors, json_t *root, tk_err err, tk_model **out)
+{
     json_decref(root);
     tk_tensors_close(tensors);
     if (err != TK_OK) {
@@ -300,4 +317,50 @@ tk_err tk_model_load(tk_model **out, const char *path, bool with_ewc, tk_diag *d
         *out = NULL;
     }
     return err;
+}
+
+tk_err tk_model_load(tk_model **out, const char *path, bool with_ewc, tk_diag *diag)
+{
+    tk_tensors *tensors = NULL;
+    json_t *root;
+    *out = NULL;
+    tk_err err = open_file(&tensors, &root, path, diag);
+    if (err == TK_OK) err = read_model(out, root, tensors, with_ewc, diag);
+    return close_file(tensors, root, err, out);
+}
+
+static tk_err outline_head(tk_model *model, const json_t *o, tk_diag *diag)
+{
+    const char *id = json_string_value(json_object_get(o, "id"));
+    if (!id) return bad(diag, "a head without id");
+    tk_head *head = model->heads[model->n_heads] = tk_calloc(1, sizeof *head);
+    if (!head) return tk_fail(diag, TK_NOMEM, "model: out of memory");
+    model->n_heads++;
+    head->id = tk_strdup(id);
+    return head->id ? read_head_numbers(head, o, diag)
+                    : tk_fail(diag, TK_NOMEM, "model: out of memory");
+}
+
+static tk_err outline(tk_model **out, const json_t *root, tk_diag *diag)
+{
+    const json_t *heads = json_object_get(root, "heads");
+    const size_t n = json_array_size(heads);
+    if (!json_is_array(heads)) return bad(diag, "heads is missing");
+    tk_model *model = *out = tk_calloc(1, sizeof *model);
+    if (!model || !(model->heads = tk_calloc(n + 1, sizeof(tk_head *))))
+        return tk_fail(diag, TK_NOMEM, "model: out of memory");
+    tk_err err = tk__ranges_from_json(&model->ranges, root, diag);
+    for (size_t i = 0; i < n && err == TK_OK; i++)
+        err = outline_head(model, json_array_get(heads, i), diag);
+    return err;
+}
+
+tk_err tk_model_outline(tk_model **out, const char *path, tk_diag *diag)
+{
+    tk_tensors *tensors = NULL;
+    json_t *root;
+    *out = NULL;
+    tk_err err = open_file(&tensors, &root, path, diag);
+    if (err == TK_OK) err = outline(out, root, diag);
+    return close_file(tensors, root, err, out);
 }

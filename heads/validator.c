@@ -103,8 +103,15 @@ static const char *pack_of(const tk_validator *v, const char *head)
     return NULL;
 }
 
+/* What is validated: this trunk as a plan of this precision. */
+typedef struct subject {
+    const tk_params *trunk;
+    tk_precision precision;
+    const tk_calibration *ranges;
+} subject;
+
 /* One set's task: the head with its own images, or the head on the new images. */
-static tk_err run_one(const tk_validator *v, const tk_params *trunk, size_t h,
+static tk_err run_one(const tk_validator *v, const subject *what, size_t h,
                       const uint32_t *truth_if_new, tk_validation *out, tk_diag *diag)
 {
     const set *s = &v->sets[h];
@@ -116,26 +123,20 @@ static tk_err run_one(const tk_validator *v, const tk_params *trunk, size_t h,
                                .images = own ? s->images : v->o.held,
                                .n_heads = 1,
                                .heads = &head,
-                               .truth = &truth};
-    return tk_eval_run(trunk, &v->o.base->preproc, &task, out, v->o.pool, diag);
+                               .truth = &truth,
+                               .precision = what->precision,
+                               .ranges = what->ranges};
+    return tk_eval_run(what->trunk, &v->o.base->preproc, &task, out, v->o.pool, diag);
 }
 
-/* The base agrees with itself on every image. */
-static void agree(tk_validation *v)
-{
-    v->agreement = true;
-    v->correct = v->top5 = v->n;
-    memset(v->right, true, v->n * sizeof *v->right);
-    for (size_t i = 0; i < v->n && v->confusion; i++)
-        v->confusion[v->answers[i] * v->classes + v->answers[i]]++;
-}
-
+/* A head without images agrees with itself on every one of the new head's. */
 static tk_err measure_base(tk_validator *v, tk_diag *diag)
 {
+    const subject base = {.trunk = v->o.base->trunk};
     for (size_t h = 0; h < v->n; h++) {
-        const tk_err err = run_one(v, v->o.base->trunk, h, NULL, &v->before[h], diag);
+        const tk_err err = run_one(v, &base, h, NULL, &v->before[h], diag);
         if (err != TK_OK) return err;
-        if (!v->sets[h].pack) agree(&v->before[h]);
+        if (!v->sets[h].pack) tk_validation_agree(&v->before[h], v->before[h].answers);
     }
     return TK_OK;
 }
@@ -198,7 +199,7 @@ size_t tk_validator_skipped(const tk_validator *validator)
 }
 
 /* The new head's images: the new head and every head judged by agreement, in one pass. */
-static tk_err run_held(tk_validator *v, const tk_params *trunk, const tk_head *new_head,
+static tk_err run_held(tk_validator *v, const subject *what, const tk_head *new_head,
                        tk_validation *out, tk_diag *diag)
 {
     const tk_head **heads = tk_calloc(v->n + 1, sizeof(tk_head *));
@@ -214,8 +215,17 @@ static tk_err run_held(tk_validator *v, const tk_params *trunk, const tk_head *n
         agreement[n] = h < v->n;
         place[n++] = h;
     }
-    const tk_eval_task task = {v->o.canvases, v->o.n_held, v->o.held, n, heads, truth, agreement};
-    if (err == TK_OK) err = tk_eval_run(trunk, &v->o.base->preproc, &task, found, v->o.pool, diag);
+    const tk_eval_task task = {.canvases = v->o.canvases,
+                               .n = v->o.n_held,
+                               .images = v->o.held,
+                               .n_heads = n,
+                               .heads = heads,
+                               .truth = truth,
+                               .agreement = agreement,
+                               .precision = what->precision,
+                               .ranges = what->ranges};
+    if (err == TK_OK)
+        err = tk_eval_run(what->trunk, &v->o.base->preproc, &task, found, v->o.pool, diag);
     for (size_t i = 0; err == TK_OK && i < n; i++)
         out[place[i]] = found[i];
     tk_free(heads);
@@ -226,16 +236,58 @@ static tk_err run_held(tk_validator *v, const tk_params *trunk, const tk_head *n
     return err;
 }
 
-tk_err tk_validator_run(tk_validator *validator, const tk_params *trunk, const tk_head *new_head,
-                        tk_validation *out, tk_diag *diag)
+tk_err tk_validator_run_as(tk_validator *validator, const tk_params *trunk, const tk_head *new_head,
+                           tk_precision precision, const tk_calibration *ranges, tk_validation *out,
+                           tk_diag *diag)
 {
+    const subject what = {trunk, precision, ranges};
     memset(out, 0, (validator->n + 1) * sizeof *out);
-    tk_err err = run_held(validator, trunk, new_head, out, diag);
+    tk_err err = run_held(validator, &what, new_head, out, diag);
     for (size_t h = 0; h < validator->n && err == TK_OK; h++)
-        if (validator->sets[h].pack) err = run_one(validator, trunk, h, NULL, &out[h], diag);
+        if (validator->sets[h].pack) err = run_one(validator, &what, h, NULL, &out[h], diag);
     if (err != TK_OK)
         for (size_t h = 0; h <= validator->n; h++)
             tk_validation_fini(&out[h]);
+    return err;
+}
+
+tk_err tk_validator_run(tk_validator *validator, const tk_params *trunk, const tk_head *new_head,
+                        tk_validation *out, tk_diag *diag)
+{
+    return tk_validator_run_as(validator, trunk, new_head, TK_PRECISION_FP32, NULL, out, diag);
+}
+
+/* Every `stride`-th image of a set. */
+static tk_err calibrate_on(const tk_validator *v, const tk_params *trunk,
+                           const tk_canvases *canvases, size_t n, const uint32_t *images,
+                           size_t stride, tk_calibration *ranges, tk_diag *diag)
+{
+    uint32_t *chosen = tk_calloc(n / stride + 1, sizeof *chosen);
+    if (!chosen) return tk_fail(diag, TK_NOMEM, "calibration: out of memory");
+    size_t count = 0;
+    for (size_t i = 0; i < n; i += stride)
+        chosen[count++] = images[i];
+    const tk_err err = tk_eval_calibrate(trunk, &v->o.base->preproc, canvases, count, chosen,
+                                         ranges, v->o.pool, diag);
+    tk_free(chosen);
+    return err;
+}
+
+tk_err tk_validator_calibrate(tk_validator *validator, const tk_params *trunk, size_t images,
+                              tk_calibration *ranges, tk_diag *diag)
+{
+    const tk_validator *v = validator;
+    size_t all = v->o.n_held;
+    for (size_t h = 0; h < v->n; h++)
+        all += v->sets[h].n;
+    const size_t stride = all > images ? (all + images - 1) / images : 1;
+    *ranges = (tk_calibration){0};
+    tk_err err =
+        calibrate_on(v, trunk, v->o.canvases, v->o.n_held, v->o.held, stride, ranges, diag);
+    for (size_t h = 0; h < v->n && err == TK_OK; h++) {
+        const set *s = &v->sets[h];
+        err = calibrate_on(v, trunk, s->canvases, s->n, s->images, stride, ranges, diag);
+    }
     return err;
 }
 

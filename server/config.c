@@ -73,6 +73,10 @@ static const option options[] = {
     {"max-connections", "N", COUNT, AT(max_connections), 1, 1000000, "Default: 4096"},
     {"isa", "NAME", CHOICE, AT(isa), 0, 0,
      "auto|scalar|avx2|avx512: kernels to use. Default: auto, the best the processor has"},
+    {"precision", "NAME", CHOICE, AT(precision), 0, 0,
+     "fp32|bf16|int8|auto: the numbers that inference computes with. A version that does not admit "
+     "bf16 or int8 (a head would lose more than its tolerance; trunkctl versions --precision) is "
+     "served in fp32. auto measures at load and takes the fastest that is admitted. Default: fp32"},
     {"log-format", "FORMAT", CHOICE, AT(log_format), 0, 0,
      "logfmt|json: of the lines on standard error. Default: logfmt"},
     {"log-level", "LEVEL", CHOICE, AT(log_level), 0, 0,
@@ -217,7 +221,8 @@ tk_err tk_config_parse(tk_config *c, int argc, char **argv, char *(*lookup)(cons
                      .max_queued_jobs = 16,
                      .log_format = "logfmt",
                      .log_level = "info",
-                     .isa = "auto"};
+                     .isa = "auto",
+                     .precision = "fp32"};
     tk_err err = from_environment(c, lookup, diag);
     int used;
     for (int i = 1; err == TK_OK && i < argc; i += used) {

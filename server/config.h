@@ -18,7 +18,7 @@ typedef struct tk_config {
     uint64_t grace_s;
     const char *trainer; /* NULL: beside this program */
     uint64_t trainer_threads, trainer_memory;
-    const char *log_format, *log_level, *isa;
+    const char *log_format, *log_level, *isa, *precision;
     uint64_t max_upload_bytes, max_queued_jobs, max_tenant_bytes, max_connections;
     bool help, version;
     char default_store[4096];

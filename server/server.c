@@ -100,15 +100,71 @@ static tk_err settle_trunk(tk_server *s, tk_diag *diag)
 
 /* -- versions -- */
 
+/* Why the version is not served in the precision that was asked for. */
+static void log_refusal(uint64_t number, const tk_precision_choice *choice)
+{
+    const tk_head *head = choice->refused[choice->asked];
+    const tk_precision_check *c = head ? &head->checks[choice->asked] : NULL;
+    char why[256];
+    if (!c)
+        snprintf(why, sizeof why,
+                 "never measured in it: made without held-out images, imported, or by an older "
+                 "trunkd");
+    else if (c->n == 0)
+        snprintf(why, sizeof why, "never measured: no image of this head is held out");
+    else
+        snprintf(why, sizeof why, "%s %.2f %%, in fp32 %.2f %%, tolerance %.2f points, %zu images",
+                 c->agreement ? "agreement" : "accuracy", 100 * c->accuracy, 100 * c->fp32,
+                 c->tolerance, c->n);
+    tk_log(TK_LOG_WARN, "precision not admitted, fp32 instead",
+           (tk_log_field[]){tk_log_int("version", (int64_t)number),
+                            tk_log_str("asked", tk_precision_wish_name(choice->asked)),
+                            tk_log_str("head", head ? head->id : "-"), tk_log_str("reason", why),
+                            tk_log_end()});
+}
+
+static void log_measured(uint64_t number, const tk_precision_choice *choice)
+{
+    char ms[TK_PRECISION_COUNT][32];
+    tk_log_field fields[TK_PRECISION_COUNT + 4] = {tk_log_int("version", (int64_t)number),
+                                                   tk_log_int("images", (int64_t)choice->images)};
+    size_t n = 2;
+    for (tk_precision p = TK_PRECISION_FP32; p < TK_PRECISION_COUNT; p++) {
+        if (choice->ms[p] <= 0) continue;
+        snprintf(ms[p], sizeof ms[p], "%.3f ms", choice->ms[p]);
+        fields[n++] = tk_log_str(tk_precision_name(p), ms[p]);
+    }
+    fields[n++] = tk_log_str("chosen", tk_precision_name(choice->served));
+    fields[n] = tk_log_end();
+    tk_log(TK_LOG_INFO, "precisions measured", fields);
+}
+
+static void log_choice(uint64_t number, const tk_precision_choice *choice)
+{
+    if (choice->asked == TK_PRECISION_AUTO)
+        log_measured(number, choice);
+    else if (choice->asked != choice->served)
+        log_refusal(number, choice);
+    else if (!tk_precision_native(choice->served))
+        tk_log(TK_LOG_WARN, "this CPU lacks instructions for the precision: slower than fp32",
+               (tk_log_field[]){tk_log_int("version", (int64_t)number),
+                                tk_log_str("precision", tk_precision_name(choice->served)),
+                                tk_log_end()});
+}
+
 static tk_err load_version(tk_server *s, uint64_t number, const char *path, tk_snapshot **out,
                            tk_diag *diag)
 {
     *out = NULL;
     tk_model *model;
-    const tk_err err = tk_model_load(&model, path, false, diag);
+    unsigned asked;
+    tk_err err = tk_precision_wish_parse(s->config->precision, &asked, diag);
+    if (err == TK_OK) err = tk_model_load(&model, path, false, diag);
     if (err != TK_OK) return err;
-    return tk_snapshot_create(out, model, number, s->config->batch, (unsigned)s->config->threads,
-                              diag);
+    err = tk_snapshot_create_as(out, model, number, s->config->batch, (unsigned)s->config->threads,
+                                asked, diag);
+    if (err == TK_OK) log_choice(number, tk_snapshot_choice(*out));
+    return err;
 }
 
 static void serve_version(tk_server *s, tk_snapshot *snapshot)
@@ -119,6 +175,7 @@ static void serve_version(tk_server *s, tk_snapshot *snapshot)
         tk_log_int("px", tk_snapshot_preproc(snapshot)->crop),
         tk_log_int("heads", (int64_t)tk_snapshot_heads(snapshot)),
         tk_log_int("bytes", (int64_t)tk_snapshot_bytes(snapshot)),
+        tk_log_str("precision", tk_precision_name(tk_snapshot_choice(snapshot)->served)),
         tk_log_end(),
     };
     tk_current_set(s->current, snapshot);
@@ -250,7 +307,8 @@ static tk_err start_rpc(tk_server *s, tk_diag *diag)
                              .batcher = s->batcher,
                              .current = s->current,
                              .max_upload_bytes = c->max_upload_bytes,
-                             .threads = inference_threads(c)};
+                             .threads = inference_threads(c),
+                             .precision = c->precision};
     tk_err err = tk_api_create(&s->api, &api, diag);
     if (err != TK_OK) return err;
     tk_rpc_opts opts = {.address = c->listen,

@@ -7,6 +7,22 @@
 #include "term.h"
 #include "trunkd/v1/admin.pb-c.h"
 
+/* "precision bf16 (asked: auto; admitted: fp32, bf16)" */
+static void print_precision(const Trunkd__V1__GetStatusResponse *s)
+{
+    if (!s->precision[0]) return;
+    fputs("precision ", stdout);
+    tk__put(stdout, s->precision);
+    fputs(" (asked: ", stdout);
+    tk__put(stdout, s->precision_asked);
+    fputs("; admitted: ", stdout);
+    for (size_t i = 0; i < s->n_precisions_admitted; i++) {
+        if (i) fputs(", ", stdout);
+        tk__put(stdout, s->precisions_admitted[i]);
+    }
+    puts(")");
+}
+
 static void print_status(const Trunkd__V1__GetStatusResponse *s)
 {
     char buf[64];
@@ -22,6 +38,7 @@ static void print_status(const Trunkd__V1__GetStatusResponse *s)
     printf(", %u px, ", s->px);
     tk__put(stdout, s->isa);
     printf(", %u thread%s\n", s->threads, s->threads == 1 ? "" : "s");
+    print_precision(s);
     printf("tenants   %llu with %llu heads\n", (unsigned long long)s->tenants,
            (unsigned long long)s->heads);
     printf("served    %llu requests, %llu failed; %llu images in %llu batches",

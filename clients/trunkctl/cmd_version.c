@@ -12,6 +12,20 @@
 
 enum { CHUNK = 256 << 10 };
 
+/* "fp32, bf16, int8 *": what the version admits, and a star at the one in which it is served. */
+static void precisions_cell(tk__table *table, const Trunkd__V1__Version *v)
+{
+    char text[128] = "-";
+    size_t at = 0;
+    for (size_t i = 0; i < v->n_precisions && at < sizeof(text); i++) {
+        const Trunkd__V1__Precision *p = v->precisions[i];
+        if (!p->admitted) continue;
+        at += (size_t)snprintf(text + at, sizeof(text) - at, "%s%.16s%s", at ? ", " : "", p->name,
+                               strcmp(p->name, v->served_precision) == 0 ? " *" : "");
+    }
+    tk__table_cell(table, "%s", text);
+}
+
 static void version_row(tk__table *table, const Trunkd__V1__Version *v)
 {
     char buf[64], job[32] = "-", heads[512] = "";
@@ -24,6 +38,7 @@ static void version_row(tk__table *table, const Trunkd__V1__Version *v)
     tk__table_cell(table, "%s", tk__when(v->created_ms, buf, sizeof(buf)));
     tk__table_cell(table, "%s", job);
     tk__table_cell(table, "%s", tk__bytes(v->bytes, buf, sizeof(buf)));
+    precisions_cell(table, v);
     tk__table_cell(table, "%s", heads);
     tk__table_cell(table, "%s", v->reason);
 }
@@ -31,9 +46,10 @@ static void version_row(tk__table *table, const Trunkd__V1__Version *v)
 static int print_versions(size_t n, Trunkd__V1__Version *const *versions)
 {
     tk__table table;
-    tk__table_init(&table, "llrrll");
-    static const char *const titles[] = {"VERSION", "MADE", "JOB", "SIZE", "HEADS", "REASON"};
-    for (size_t i = 0; i < 6; i++)
+    tk__table_init(&table, "llrrlll");
+    static const char *const titles[] = {"VERSION",    "MADE",  "JOB",   "SIZE",
+                                         "PRECISIONS", "HEADS", "REASON"};
+    for (size_t i = 0; i < 7; i++)
         tk__table_cell(&table, "%s", titles[i]);
     for (size_t i = 0; i < n; i++)
         version_row(&table, versions[i]);
@@ -41,10 +57,57 @@ static int print_versions(size_t n, Trunkd__V1__Version *const *versions)
     return TK__DONE;
 }
 
+static void check_row(tk__table *table, const Trunkd__V1__Version *v,
+                      const Trunkd__V1__Precision *p, const Trunkd__V1__HeadPrecision *h)
+{
+    char buf[32];
+    const bool measured = h && h->images > 0;
+    const bool served = strcmp(p->name, v->served_precision) == 0;
+    tk__table_cell(table, "%llu%s", (unsigned long long)v->number, v->current ? " *" : "");
+    tk__table_cell(table, "%s%s", p->name, served ? " *" : "");
+    tk__table_cell(table, "%s", h ? h->head : "-");
+    tk__table_cell(table, "%s", measured ? tk__percent(h->accuracy, buf, sizeof(buf)) : "-");
+    tk__table_cell(table, "%s", measured ? tk__points(h->change, buf, sizeof(buf)) : "-");
+    tk__table_cell(table, "%s", measured ? tk__percent(h->alike, buf, sizeof(buf)) : "-");
+    if (measured)
+        tk__table_cell(table, "%.1f", h->tolerance);
+    else
+        tk__table_cell(table, "-");
+    tk__table_cell(table, "%llu", (unsigned long long)(h ? h->images : 0));
+    tk__table_cell(table, "%s%s",
+                   !measured     ? "not measured"
+                   : h->admitted ? "admitted"
+                                 : "refused",
+                   measured && h->agreement ? " (agreement)" : "");
+}
+
+/* Each head in each precision against fp32. */
+static int print_checks(size_t n, Trunkd__V1__Version *const *versions)
+{
+    tk__table table;
+    tk__table_init(&table, "lllrrrrrl");
+    static const char *const titles[] = {"VERSION", "PRECISION", "HEAD",   "ACCURACY", "CHANGE",
+                                         "ALIKE",   "TOLERANCE", "IMAGES", "VERDICT"};
+    for (size_t i = 0; i < sizeof(titles) / sizeof(*titles); i++)
+        tk__table_cell(&table, "%s", titles[i]);
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 1; k < versions[i]->n_precisions; k++) { /* the first is fp32 itself */
+            const Trunkd__V1__Precision *p = versions[i]->precisions[k];
+            if (p->n_heads == 0) check_row(&table, versions[i], p, NULL);
+            for (size_t h = 0; h < p->n_heads; h++)
+                check_row(&table, versions[i], p, p->heads[h]);
+        }
+    tk__table_print(&table, stdout, 0);
+    return TK__DONE;
+}
+
 int tk__cmd_versions(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
+    bool precision = false;
+    const tk__opt opts[] = {
+        {"precision", 0, TK__FLAG, &precision, NULL, "every head in bf16 and int8, against fp32"}};
     tk__list rest;
-    const int code = tk__args_parse(ctl, cmd, NULL, 0, argc, argv, &rest, 0, 0);
+    const int code = tk__args_parse(ctl, cmd, opts, 1, argc, argv, &rest, 0, 0);
     if (code != TK__GO) return code;
     Trunkd__V1__Empty request;
     trunkd__v1__empty__init(&request);
@@ -59,6 +122,8 @@ int tk__cmd_versions(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
             printf("%llu\n", (unsigned long long)answer->versions[i]->number);
     else if (answer->n_versions == 0)
         puts("No version yet: the first job, or trunkctl trunk import, makes it.");
+    else if (precision)
+        print_checks(answer->n_versions, answer->versions);
     else
         print_versions(answer->n_versions, answer->versions);
     tk_client_free_message(&answer->base);

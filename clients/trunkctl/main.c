@@ -92,7 +92,16 @@ static const tk__cmd commands[] = {
      tk__cmd_token_issue},
     {"token revoke", "TOKEN-ID", "admin: end a token", "  trunkctl token revoke t3f0c1",
      tk__cmd_token_revoke},
-    {"versions", "", "admin: all versions, newest first", "  trunkctl versions", tk__cmd_versions},
+    {"versions", "", "admin: all versions, newest first",
+     "PRECISIONS are those in which no head loses more than its tolerance against fp32; a star "
+     "marks "
+     "the one in\n"
+     "which the version is served (trunkd --precision).\n\n"
+     "  trunkctl versions\n"
+     "  trunkctl versions --precision               the numbers behind it: ALIKE is the share of "
+     "the held-out\n"
+     "                                              images that get the same answer as in fp32",
+     tk__cmd_versions},
     {"rollback", "VERSION", "admin: serve an older version again",
      "Makes a new version that equals the older one; nothing is lost.\n\n  trunkctl rollback 2",
      tk__cmd_rollback},

@@ -18,6 +18,7 @@ typedef struct tk_api_opts {
     tk_current *current;
     uint64_t max_upload_bytes; /* of one data set */
     unsigned threads;          /* of inference, for GetStatus */
+    const char *precision;     /* that was asked for, for GetStatus */
 } tk_api_opts;
 
 TK_MUST tk_err tk_api_create(tk_api **out, const tk_api_opts *opts, tk_diag *diag);

@@ -113,6 +113,23 @@ void tk__admin_revoke_token(tk_rpc_call *call, const ProtobufCMessage *message)
 
 /* -- versions -- */
 
+/* The version's own file says what it admits. A file that was written anew since the list was read
+ * (a head was deleted) leaves the answer without. */
+static void show_precisions(tk_api *api, tk__region *region, Trunkd__V1__Version *m)
+{
+    tk_model *outline = NULL;
+    tk_snapshot *served = tk_current_get(api->o.current);
+    char *path = tk_store_object_path(api->o.store, m->sha256);
+    if (path && tk_model_outline(&outline, path, NULL) == TK_OK)
+        tk__put_precisions(region, m, outline);
+    if (served && tk_snapshot_number(served) == m->number)
+        m->served_precision =
+            tk__print(region, "%s", tk_precision_name(tk_snapshot_choice(served)->served));
+    tk_snapshot_unref(served);
+    tk_model_destroy(outline);
+    tk_free(path);
+}
+
 void tk__admin_list_versions(tk_rpc_call *call, const ProtobufCMessage *in)
 {
     (void)in;
@@ -128,7 +145,10 @@ void tk__admin_list_versions(tk_rpc_call *call, const ProtobufCMessage *in)
         tk__new(&region, &trunkd__v1__list_versions_response__descriptor);
     if (m) m->versions = tk__alloc(&region, list.n, sizeof *m->versions);
     for (size_t i = 0; m && m->versions && i < list.n; i++) {
-        m->versions[m->n_versions++] = tk__put_version(&region, &list.items[i]);
+        Trunkd__V1__Version *v = tk__put_version(&region, &list.items[i]);
+        if (!v) break;
+        show_precisions(tk__api(call), &region, v);
+        m->versions[m->n_versions++] = v;
     }
     tk__reply(call, &region, m);
     tk_versions_fini(&list);
@@ -138,7 +158,9 @@ void tk__admin_list_versions(tk_rpc_call *call, const ProtobufCMessage *in)
 static void reply_version(tk_rpc_call *call, tk_version *version)
 {
     tk__region region = {NULL, false};
-    tk__reply(call, &region, tk__put_version(&region, version));
+    Trunkd__V1__Version *m = tk__put_version(&region, version);
+    if (m) show_precisions(tk__api(call), &region, m);
+    tk__reply(call, &region, m);
     tk_version_fini(version);
 }
 
@@ -174,7 +196,19 @@ static uint64_t resident_bytes(void)
     return n == 2 && page > 0 ? resident * (uint64_t)page : 0;
 }
 
-static void fill_network(tk_api *api, Trunkd__V1__GetStatusResponse *m, tk_trunk *trunk)
+static void fill_precisions(tk__region *region, Trunkd__V1__GetStatusResponse *m,
+                            const tk_precision_choice *choice)
+{
+    m->precision = tk__print(region, "%s", tk_precision_name(choice->served));
+    m->precisions_admitted = tk__alloc(region, TK_PRECISION_COUNT, sizeof(char *));
+    for (tk_precision p = TK_PRECISION_FP32; m->precisions_admitted && p < TK_PRECISION_COUNT; p++)
+        if (choice->admitted[p])
+            m->precisions_admitted[m->n_precisions_admitted++] =
+                tk__print(region, "%s", tk_precision_name(p));
+}
+
+static void fill_network(tk_api *api, tk__region *region, Trunkd__V1__GetStatusResponse *m,
+                         tk_trunk *trunk)
 {
     tk_snapshot *snapshot = tk_current_get(api->o.current);
     if (snapshot) {
@@ -182,6 +216,7 @@ static void fill_network(tk_api *api, Trunkd__V1__GetStatusResponse *m, tk_trunk
         snprintf(trunk->arch, sizeof trunk->arch, "%s", tk_arch_name(tk_snapshot_arch(snapshot)));
         m->px = tk_snapshot_preproc(snapshot)->crop;
         m->arch = trunk->arch;
+        fill_precisions(region, m, tk_snapshot_choice(snapshot));
         tk_snapshot_unref(snapshot);
     } else if (tk_store_trunk_get(api->o.store, trunk, NULL) == TK_OK) {
         m->arch = trunk->arch;
@@ -206,9 +241,10 @@ void tk__admin_status(tk_rpc_call *call, const ProtobufCMessage *in)
     Trunkd__V1__GetStatusResponse *m =
         tk__new(&region, &trunkd__v1__get_status_response__descriptor);
     if (m) {
-        fill_network(api, m, &trunk);
+        fill_network(api, &region, m, &trunk);
         m->server_version = tk__print(&region, "%s", TRUNKD_VERSION);
         m->uptime_ms = (tk__now_ns() - api->started_ns) / 1000000;
+        m->precision_asked = tk__print(&region, "%s", api->o.precision ? api->o.precision : "fp32");
         m->isa = tk__print(&region, "%s", tk_isa_name());
         m->threads = api->o.threads;
         m->heads = stats.heads;

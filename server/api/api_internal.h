@@ -96,10 +96,13 @@ char *tk__names_show(tk__names *names, char *id, bool *own);
 /* -- messages from records; NULL when the region is out of memory -- */
 Trunkd__V1__HeadAccuracy *tk__put_measure(tk__region *region, tk__names *names,
                                           tk_measure *measure);
-/* A sentence as the caller may read it: ids of heads, which stand in double quotes, under the caller's names for them. */
+/* A sentence as the caller may read it: ids of heads, which stand in double quotes, under the
+ * caller's names for them. */
 char *tk__put_text(tk__region *region, tk__names *names, const char *text);
 Trunkd__V1__Job *tk__put_job(tk__region *region, tk__names *names, tk_job *job);
 Trunkd__V1__Version *tk__put_version(tk__region *region, tk_version *version);
+/* What the version admits, from its file's outline. */
+void tk__put_precisions(tk__region *region, Trunkd__V1__Version *m, const tk_model *outline);
 
 /* NaN, which a record means as "none", is 0 on the wire. */
 static inline double tk__number(double x)

@@ -96,8 +96,8 @@ char *tk__names_show(tk__names *names, char *id, bool *own)
     return f ? f->alias : unnamed;
 }
 
-/* How the caller may read what stands in quotes, text[0..n): an alias for a head of another tenant, or NULL when it is
- * no head's id or the caller's own affair. */
+/* How the caller may read what stands in quotes, text[0..n): an alias for a head of another tenant,
+ * or NULL when it is no head's id or the caller's own affair. */
 static const char *alias_of(tk__names *names, const char *text, size_t n)
 {
     char id[TK_HEAD_ID_SIZE];
@@ -206,4 +206,49 @@ Trunkd__V1__Version *tk__put_version(tk__region *region, tk_version *version)
         m->n_heads++;
     }
     return m;
+}
+
+static Trunkd__V1__HeadPrecision *put_check(tk__region *region, const tk_head *head,
+                                            const tk_precision_check *check)
+{
+    Trunkd__V1__HeadPrecision *m = tk__new(region, &PB(head_precision));
+    if (!m) return NULL;
+    m->head = tk__print(region, "%s", head->id);
+    m->accuracy = check->accuracy;
+    m->change = check->accuracy - check->fp32;
+    m->alike = check->alike;
+    m->tolerance = check->tolerance;
+    m->images = check->n;
+    m->agreement = check->agreement;
+    m->admitted = check->admitted;
+    return m;
+}
+
+static Trunkd__V1__Precision *put_precision(tk__region *region, const tk_model *outline,
+                                            tk_precision precision)
+{
+    const tk_head *refused;
+    Trunkd__V1__Precision *m = tk__new(region, &PB(precision));
+    if (!m) return NULL;
+    m->name = tk__print(region, "%s", tk_precision_name(precision));
+    m->admitted = tk_model_admits(outline, precision, &refused);
+    if (precision == TK_PRECISION_FP32 || outline->ranges.maps == 0) return m;
+    m->heads = tk__alloc(region, outline->n_heads, sizeof *m->heads);
+    for (size_t h = 0; m->heads && h < outline->n_heads; h++) {
+        const tk_head *head = outline->heads[h];
+        m->heads[h] = put_check(region, head, &head->checks[precision]);
+        if (!m->heads[h]) return NULL;
+        m->n_heads++;
+    }
+    return m;
+}
+
+void tk__put_precisions(tk__region *region, Trunkd__V1__Version *m, const tk_model *outline)
+{
+    m->precisions = tk__alloc(region, TK_PRECISION_COUNT, sizeof *m->precisions);
+    for (tk_precision p = TK_PRECISION_FP32; m->precisions && p < TK_PRECISION_COUNT; p++) {
+        m->precisions[p] = put_precision(region, outline, p);
+        if (!m->precisions[p]) return;
+        m->n_precisions++;
+    }
 }

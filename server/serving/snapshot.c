@@ -20,6 +20,7 @@ struct tk_snapshot {
     tk_preproc preproc;
     tk_pool *pool; /* the plan's, while it is made; then the executor's */
     tk_plan *plan;
+    tk_precision_choice choice;
     size_t n_heads;
     tk_head **heads; /* sorted by id */
     /* executor thread: */
@@ -66,24 +67,37 @@ static tk_err make_buffers(tk_snapshot *s)
     return s->input && s->vectors && s->logits && s->ranking ? TK_OK : TK_NOMEM;
 }
 
-static tk_err build(tk_snapshot *s, tk_model *model, unsigned threads, tk_diag *diag)
+static tk_err no_memory(const tk_snapshot *s, tk_diag *diag)
+{
+    return tk_fail(diag, TK_NOMEM, "no memory for version %llu", (unsigned long long)s->number);
+}
+
+static tk_err build(tk_snapshot *s, tk_model *model, unsigned threads, unsigned asked,
+                    tk_diag *diag)
 {
     s->arch = model->trunk->arch;
     s->preproc = model->preproc;
     s->features = tk_arch_features(s->arch);
+    if (tk_pool_create(&s->pool, threads) != TK_OK) return no_memory(s, diag);
+    const tk_err err =
+        tk_precision_choose(&s->plan, model, asked, s->max_batch, s->pool, &s->choice, diag);
+    if (err != TK_OK) return err;
     s->heads = model->heads; /* moved */
     s->n_heads = model->n_heads;
     model->heads = NULL;
     model->n_heads = 0;
     if (s->n_heads > 1) qsort(s->heads, s->n_heads, sizeof *s->heads, by_id);
-    if (tk_pool_create(&s->pool, threads) != TK_OK || make_buffers(s) != TK_OK) {
-        return tk_fail(diag, TK_NOMEM, "no memory for version %llu", (unsigned long long)s->number);
-    }
-    return tk_plan_create(&s->plan, model->trunk, s->preproc.crop, s->max_batch, s->pool, diag);
+    return make_buffers(s) == TK_OK ? TK_OK : no_memory(s, diag);
 }
 
 tk_err tk_snapshot_create(tk_snapshot **out, tk_model *model, uint64_t number, size_t max_batch,
                           unsigned threads, tk_diag *diag)
+{
+    return tk_snapshot_create_as(out, model, number, max_batch, threads, TK_PRECISION_FP32, diag);
+}
+
+tk_err tk_snapshot_create_as(tk_snapshot **out, tk_model *model, uint64_t number, size_t max_batch,
+                             unsigned threads, unsigned asked, tk_diag *diag)
 {
     *out = NULL;
     tk_snapshot *s = tk_calloc(1, sizeof *s);
@@ -92,7 +106,7 @@ tk_err tk_snapshot_create(tk_snapshot **out, tk_model *model, uint64_t number, s
         atomic_init(&s->refs, 1);
         s->number = number;
         s->max_batch = max_batch;
-        err = build(s, model, threads, diag);
+        err = build(s, model, threads, asked, diag);
     }
     tk_model_destroy(model);
     if (err != TK_OK) {
@@ -127,6 +141,11 @@ tk_arch tk_snapshot_arch(const tk_snapshot *s)
 const tk_preproc *tk_snapshot_preproc(const tk_snapshot *s)
 {
     return &s->preproc;
+}
+
+const tk_precision_choice *tk_snapshot_choice(const tk_snapshot *s)
+{
+    return &s->choice;
 }
 
 size_t tk_snapshot_bytes(const tk_snapshot *s)

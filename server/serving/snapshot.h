@@ -9,21 +9,28 @@
 
 #include "engine/plan.h"
 #include "heads/model.h"
+#include "serving/precision_choice.h"
 
 typedef struct tk_snapshot tk_snapshot;
 
-/* Makes version `number` ready to serve with one reference, the caller's. Takes `model` (also on
- * failure): the heads move over, the trunk is packed into a plan and freed. Each snapshot has a
- * pool of its own (`threads` counts the executor; 0: one per core), for a plan packs its weights on
- * its pool while the version before is still being served on another. Any thread. */
+/* Makes version `number` ready to serve in fp32 with one reference, the caller's. Takes `model`
+ * (also on failure): the heads move over, the trunk is packed into a plan and freed. Each snapshot
+ * has a pool of its own (`threads` counts the executor; 0: one per core), for a plan packs its
+ * weights on its pool while the version before is still being served on another. Any thread. */
 TK_MUST tk_err tk_snapshot_create(tk_snapshot **out, tk_model *model, uint64_t number,
                                   size_t max_batch, unsigned threads, tk_diag *diag);
+/* The same in `asked`, a tk_precision or TK_PRECISION_AUTO, as far as the version admits it:
+ * tk_snapshot_choice() tells. */
+TK_MUST tk_err tk_snapshot_create_as(tk_snapshot **out, tk_model *model, uint64_t number,
+                                     size_t max_batch, unsigned threads, unsigned asked,
+                                     tk_diag *diag);
 tk_snapshot *tk_snapshot_ref(tk_snapshot *snapshot); /* returns its argument; any thread */
 void tk_snapshot_unref(tk_snapshot *snapshot);       /* NULL is fine; any thread */
 
 uint64_t tk_snapshot_number(const tk_snapshot *snapshot);
 tk_arch tk_snapshot_arch(const tk_snapshot *snapshot);
 const tk_preproc *tk_snapshot_preproc(const tk_snapshot *snapshot);
+const tk_precision_choice *tk_snapshot_choice(const tk_snapshot *snapshot);
 size_t tk_snapshot_bytes(const tk_snapshot *snapshot); /* of the plan and the heads */
 
 /* Heads lie sorted by id, "tenant/name", so that those of one tenant are neighbours. Borrowed. */

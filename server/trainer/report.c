@@ -163,10 +163,18 @@ static json_t *validation_to_json(const tk_validation *v)
     return o;
 }
 
-bool report_eval(const tk_validation *validation)
+bool report_eval(const tk_validation *validation, tk_precision precision,
+                 const tk_precision_check *check)
 {
     json_t *o = validation_to_json(validation);
     json_object_del(o, "confusion");
+    put(o, "precision", json_string(tk_precision_name(precision)));
+    if (check) {
+        put(o, "fp32", number(check->fp32));
+        put(o, "alike", number(check->alike));
+        put(o, "tolerance", number(check->tolerance));
+        put(o, "admitted", json_boolean(check->admitted));
+    }
     return emit(o);
 }
 
@@ -219,6 +227,35 @@ static json_t *curve_to_json(const tk_job_result *r)
         json_array_append_new(curve, o);
     }
     return curve;
+}
+
+static json_t *check_to_json(const char *head, const tk_precision_check *c)
+{
+    json_t *o = json_object();
+    put(o, "head", text(head));
+    put(o, "n", count(c->n));
+    put(o, "accuracy", number(c->accuracy));
+    put(o, "fp32", number(c->fp32));
+    put(o, "alike", number(c->alike));
+    put(o, "tolerance", number(c->tolerance));
+    put(o, "source", json_string(c->agreement ? "agreement" : "validation"));
+    put(o, "admitted", json_boolean(c->admitted));
+    return o;
+}
+
+/* Of what is committed; nothing when it was not measured. */
+static json_t *precisions_to_json(const tk_job_result *r)
+{
+    json_t *o = json_object();
+    for (tk_precision p = TK_PRECISION_FP32 + 1; r->checks && p < TK_PRECISION_COUNT; p++) {
+        json_t *one = json_object(), *heads = json_array();
+        for (size_t h = 0; h <= r->n_others; h++)
+            json_array_append_new(heads, check_to_json(r->after[h].head, &r->checks[h][p]));
+        put(one, "admitted", json_boolean(r->admitted[p]));
+        put(one, "heads", heads);
+        put(o, tk_precision_name(p), one);
+    }
+    return o;
 }
 
 static json_t *validations_to_json(const tk_validation *v, size_t n)
@@ -279,6 +316,7 @@ static json_t *result_to_json(const char *dir, const char *job, const tk_job_opt
     put(o, "gate", gate);
     put(o, "before", validations_to_json(r->before, r->n_others));
     put(o, "validations", validations_to_json(r->after, r->n_others + 1));
+    put(o, "precisions", precisions_to_json(r));
     put(o, "training", training_to_json(r));
     for (tk_stage s = 0; s < TK_STAGE_COUNT; s++)
         put(seconds, tk_stage_name(s), number(r->seconds[s]));

@@ -16,7 +16,8 @@ TK_MUST tk_err report_done(const char *dir, tk_diag *diag);
 TK_MUST tk_err report_result(const char *dir, const char *job, const tk_job_opts *opts,
                              const tk_job_result *result, tk_diag *diag);
 
-/* One line about one head's validation, for people and scripts. */
-bool report_eval(const tk_validation *validation);
+/* One line about one head's validation, for people and scripts. `check`: against fp32, or NULL. */
+bool report_eval(const tk_validation *validation, tk_precision precision,
+                 const tk_precision_check *check);
 
 #endif

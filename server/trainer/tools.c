@@ -9,7 +9,9 @@
 #include <unistd.h>
 
 #include "engine/file.h"
+#include "engine/mem.h"
 #include "heads/pack.h"
+#include "heads/precision_gate.h"
 #include "heads/validator.h"
 #include "report.h"
 
@@ -106,8 +108,35 @@ int tool_pack(const char *dir, const char *out)
     return 0;
 }
 
-static tk_err evaluate(const tk_model *model, const char *pack, const char *head, const char *dir,
-                       tk_pool *pool, tk_diag *diag)
+/* The head `at` of the validator in a precision, against its validation in fp32. A version without
+ * ranges is calibrated on the pack itself. */
+static tk_err compare(tk_validator *v, const tk_model *model, size_t at, tk_precision precision,
+                      tk_diag *diag)
+{
+    const size_t n = tk_validator_others(v);
+    const tk_head *head = tk_validator_heads(v)[at];
+    const tk_gate_rule rule = {.tolerance = head->tolerance};
+    tk_calibration ranges = model->ranges;
+    tk_gate_record record;
+    tk_precision_check check;
+    tk_validation *now = tk_calloc(n + 1, sizeof *now);
+    tk_err err = now ? TK_OK : tk_fail(diag, TK_NOMEM, "out of memory");
+    if (err == TK_OK && precision == TK_PRECISION_INT8 && ranges.maps == 0)
+        err = tk_validator_calibrate(v, model->trunk, SIZE_MAX, &ranges, diag);
+    if (err == TK_OK)
+        err = tk_validator_run_as(v, model->trunk, head, precision, &ranges, now, diag);
+    if (err == TK_OK)
+        err =
+            tk_precision_judge(&tk_validator_before(v)[at], &now[at], &rule, &record, &check, diag);
+    if (err == TK_OK) report_eval(&now[at], precision, &check);
+    for (size_t h = 0; now && h <= n; h++)
+        tk_validation_fini(&now[h]);
+    tk_free(now);
+    return err;
+}
+
+static tk_err evaluate(const tk_model *model, const char *pack, const char *head,
+                       tk_precision precision, const char *dir, tk_pool *pool, tk_diag *diag)
 {
     const tk_validator_opts opts = {.base = model,
                                     .new_head = "",
@@ -116,28 +145,32 @@ static tk_err evaluate(const tk_model *model, const char *pack, const char *head
                                     .dir = dir,
                                     .pool = pool};
     tk_validator *v;
-    const tk_err err = tk_validator_create(&v, &opts, diag);
+    tk_err err = tk_validator_create(&v, &opts, diag);
     if (err != TK_OK) return err;
-    for (size_t h = 0; h < tk_validator_others(v); h++)
-        if (strcmp(tk_validator_before(v)[h].head, head) == 0)
-            report_eval(&tk_validator_before(v)[h]);
+    for (size_t h = 0; h < tk_validator_others(v) && err == TK_OK; h++) {
+        if (strcmp(tk_validator_before(v)[h].head, head) != 0) continue;
+        if (precision == TK_PRECISION_FP32)
+            report_eval(&tk_validator_before(v)[h], precision, NULL);
+        else
+            err = compare(v, model, h, precision, diag);
+    }
     tk_validator_destroy(v);
-    return TK_OK;
+    return err;
 }
 
-int tool_eval(const char *version, const char *pack, const char *head, unsigned threads)
+int tool_eval(const char *version, const char *pack, const char *head, tk_precision precision)
 {
     tk_diag diag = {0};
     tk_model *model = NULL;
     tk_pool *pool = NULL;
     char dir[] = "/tmp/trunkd-eval-XXXXXX", path[PATH];
-    tk_err err = tk_pool_create(&pool, threads);
+    tk_err err = tk_pool_create(&pool, 0);
     if (err == TK_OK) err = tk_model_load(&model, version, false, &diag);
     /* tk_validator names its file by the head's place in the model. */
     for (size_t h = 0; err == TK_OK && h < model->n_heads; h++) {
         if (strcmp(model->heads[h]->id, head) != 0) continue;
         if (!mkdtemp(dir)) err = tk_fail_errno(&diag, "%s", dir);
-        if (err == TK_OK) err = evaluate(model, pack, head, dir, pool, &diag);
+        if (err == TK_OK) err = evaluate(model, pack, head, precision, dir, pool, &diag);
         snprintf(path, sizeof path, "%s/canvases.%zu", dir, h);
         unlink(path);
         rmdir(dir);

@@ -32,14 +32,18 @@ static void on_signal(int signal_number)
 
 static void usage(FILE *to)
 {
-    fputs("trunkd-trainer " TRUNKD_VERSION ": fine-tunes a trunk for one new head.\n\n"
-          "  trunkd-trainer [--normal-priority] DIR/job.json   run the job, or resume it\n"
-          "  trunkd-trainer pack DIR OUT.pack                  DIR/CLASS/image -> data set\n"
-          "  trunkd-trainer eval VERSION PACK HEAD             accuracy of a head, as JSON\n\n"
-          "Exit status: 0 done, 1 failed, 2 bad usage, 3 stopped by a signal, to be resumed.\n"
-          "Environment: TRUNKD_ISA=scalar|avx2|avx512 forces the kernels.\n\n"
-          "Recipes (\"recipe\" in job.json):\n",
-          to);
+    fputs(
+        "trunkd-trainer " TRUNKD_VERSION ": fine-tunes a trunk for one new head.\n\n"
+        "  trunkd-trainer [--normal-priority] DIR/job.json   run the job, or resume it\n"
+        "  trunkd-trainer pack DIR OUT.pack                  DIR/CLASS/image -> data set\n"
+        "  trunkd-trainer eval [--precision fp32|bf16|int8] VERSION PACK HEAD\n"
+        "                                                    accuracy of a head, as JSON; with\n"
+        "                                                    another precision than fp32 also how\n"
+        "                                                    many images get fp32's answer\n\n"
+        "Exit status: 0 done, 1 failed, 2 bad usage, 3 stopped by a signal, to be resumed.\n"
+        "Environment: TRUNKD_ISA=scalar|avx2|avx512 forces the kernels.\n\n"
+        "Recipes (\"recipe\" in job.json):\n",
+        to);
     for (size_t i = 0; i < tk_recipe_count(); i++)
         fprintf(to, "  %-16s %s\n", tk_recipe_name(i), tk_recipe_help(i));
     tk_recipe shown;
@@ -196,6 +200,24 @@ static int run_job(const char *path)
     return EXIT_FAILED;
 }
 
+/* eval [--precision NAME] VERSION PACK HEAD */
+static int run_eval(int argc, char **argv)
+{
+    tk_precision precision = TK_PRECISION_FP32;
+    tk_diag diag = {0};
+    int at = 1;
+    if (argc > 2 && strcmp(argv[1], "--precision") == 0) {
+        if (tk_precision_parse(argv[2], &precision, &diag) != TK_OK) {
+            fprintf(stderr, "trunkd-trainer: --precision: %s\n", diag.text);
+            return EXIT_USAGE;
+        }
+        at = 3;
+    }
+    if (argc - at == 3) return tool_eval(argv[at], argv[at + 1], argv[at + 2], precision);
+    usage(stderr);
+    return EXIT_USAGE;
+}
+
 int main(int argc, char **argv)
 {
     bool normal = false;
@@ -211,8 +233,7 @@ int main(int argc, char **argv)
     if (at < argc && strcmp(argv[at], "--normal-priority") == 0) normal = true, at++;
     if (argc - at == 3 && strcmp(argv[at], "pack") == 0)
         return tool_pack(argv[at + 1], argv[at + 2]);
-    if (argc - at == 4 && strcmp(argv[at], "eval") == 0)
-        return tool_eval(argv[at + 1], argv[at + 2], argv[at + 3], 0);
+    if (at < argc && strcmp(argv[at], "eval") == 0) return run_eval(argc - at, argv + at);
     if (argc - at != 1 || argv[at][0] == '-') {
         usage(stderr);
         return EXIT_USAGE;

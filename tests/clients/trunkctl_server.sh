@@ -139,7 +139,13 @@ expect 0 '"accuracy": ' alice evaluate --head type "$work/labels.csv" --label-co
 
 # -- versions --
 
-expect 0 '^1 \* ' admin versions
+expect 0 '^1 \* .* fp32 \*' admin versions
+expect 0 '^VERSION +PRECISION +HEAD +ACCURACY +CHANGE +ALIKE +TOLERANCE +IMAGES +VERDICT' admin versions --precision
+expect 0 '^1 \* +bf16 +alice/type +[0-9.]+ % +[-+0-9.]+ +[0-9.]+ % +1\.0 +[1-9][0-9]* +(admitted|refused)$' \
+    admin versions --precision
+expect 0 '^1 \* +int8 +alice/type +[0-9.]+ %' admin versions --precision
+expect 0 '"alike": ' admin versions --json
+expect 0 '^precision fp32 \(asked: fp32; admitted: fp32' admin status
 expect 1 'PERMISSION_DENIED' alice versions
 expect 0 'trunk.safetensors: ' admin version export --output "$work/trunk.safetensors"
 expect 1 'NOT_FOUND' admin version export 99 --output "$work/none.safetensors"

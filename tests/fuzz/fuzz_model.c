@@ -45,6 +45,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         assert((err == TK_OK) == (model != NULL));
         if (model) assert(model->n_heads == 2 && !model->fisher);
         tk_model_destroy(model);
+        const bool sound = err == TK_OK;
+        const tk_err outlined = tk_model_outline(&model, path, NULL);
+        assert((outlined == TK_OK) == (model != NULL));
+        assert(!sound || (outlined == TK_OK && model->n_heads == 2));
+        tk_model_destroy(model);
     }
     (void)unlink(path);
     tk_free(text);

@@ -26,7 +26,7 @@ enum { QUICK = sizeof quick / sizeof *quick, EPOCHS = QUICK - 1 };
 
 typedef struct spy {
     long stop_after; /* calls of cancelled() that answer no; negative: never stops */
-    size_t validations, warnings;
+    size_t validations, warnings, stages[TK_STAGE_COUNT];
     char warning[1024];
 } spy;
 
@@ -40,6 +40,11 @@ static void spy_validation(void *ctx, const tk_job_validation *v)
 {
     (void)v;
     ((spy *)ctx)->validations++;
+}
+
+static void spy_progress(void *ctx, const tk_job_progress *p)
+{
+    ((spy *)ctx)->stages[p->stage]++;
 }
 
 static void spy_log(void *ctx, bool warn, const char *message)
@@ -62,6 +67,7 @@ static tk_job_opts job(const char *folder, const char *recipe, spy *s)
     o.pool = fixture_pool();
     o.ctx = s;
     o.cancelled = spy_cancelled;
+    o.progress = spy_progress;
     o.validation = spy_validation;
     o.log = spy_log;
     return o;
@@ -300,6 +306,67 @@ static void a_head_without_images_is_judged_by_agreement_and_flagged(void **stat
     tk_job_result_fini(&r);
 }
 
+/* The numbers in the result, in the candidate's heads, and of plans made from the candidate's own
+ * weights and ranges are the same. */
+static void a_candidate_is_measured_in_every_precision(void **state)
+{
+    (void)state;
+    spy s = {.stop_after = -1};
+    const tk_job_opts o = with_validation(job("precisions", "kd+ewc", &s));
+    tk_job_result r = run(&o);
+    tk_model *m = load(file_in("precisions", "candidate.safetensors"));
+    const tk_validator_opts opts = {.base = m,
+                                    .new_head = "",
+                                    .n_packs = 1,
+                                    .packs = o.validations,
+                                    .dir = fixture_folder("precisions-again"),
+                                    .pool = fixture_pool()};
+    tk_validator *v;
+    assert_int_equal(tk_validator_create(&v, &opts, NULL), TK_OK);
+    assert_true(m->ranges.maps > 0);
+    for (tk_precision p = TK_PRECISION_BF16; p < TK_PRECISION_COUNT; p++) {
+        const tk_head *refused;
+        tk_validation now[3];
+        assert_int_equal(tk_validator_run_as(v, m->trunk, m->heads[1], p, &m->ranges, now, NULL),
+                         TK_OK);
+        assert_true(m->heads[0]->checks[p].accuracy == tk_validation_accuracy(&now[0]));
+        assert_true(m->heads[0]->checks[p].fp32 == tk_validation_accuracy(&r.after[0]));
+        assert_int_equal(m->heads[0]->checks[p].n, now[0].n);
+        assert_int_equal(m->heads[1]->checks[p].n, r.n_held);
+        assert_close(m->heads[0]->checks[p].tolerance, 20, 0);
+        for (size_t h = 0; h < 2; h++)
+            assert_memory_equal(&m->heads[h]->checks[p].n, &r.checks[h][p].n, sizeof(size_t));
+        assert_int_equal(tk_model_admits(m, p, &refused), r.admitted[p]);
+        for (size_t h = 0; h < 3; h++)
+            tk_validation_fini(&now[h]);
+    }
+    assert_true(r.admitted[TK_PRECISION_FP32]);
+    assert_true(s.stages[TK_STAGE_PRECISIONS] > 0);
+    tk_validator_destroy(v);
+    tk_model_destroy(m);
+    tk_job_result_fini(&r);
+}
+
+static void without_a_held_out_image_a_version_is_offered_in_fp32_only(void **state)
+{
+    (void)state;
+    spy s = {.stop_after = -1};
+    const tk_head *refused;
+    tk_job_opts o = job("unmeasured", "probe", &s);
+    o.data = fixture_path("few.pack");
+    fixture_pack(o.data, FIXTURE_STRIPES, FIXTURE_CLASSES, 4); /* no class has one to spare */
+    tk_job_result r = run(&o);
+    tk_model *m = load(file_in("unmeasured", "candidate.safetensors"));
+    assert_int_equal(r.n_held, 0);
+    assert_null(r.checks);
+    assert_non_null(strstr(s.warning, "fp32 only"));
+    assert_int_equal(m->ranges.maps, 0);
+    assert_false(tk_model_admits(m, TK_PRECISION_BF16, &refused));
+    assert_null(refused); /* though the base had been measured */
+    tk_model_destroy(m);
+    tk_job_result_fini(&r);
+}
+
 static void a_head_is_replaced_by_its_own_id(void **state)
 {
     (void)state;
@@ -366,6 +433,8 @@ int main(void)
         cmocka_unit_test(a_damaged_checkpoint_is_not_believed),
         cmocka_unit_test(a_rate_of_a_thousand_falls_back_with_a_reason),
         cmocka_unit_test(a_head_without_images_is_judged_by_agreement_and_flagged),
+        cmocka_unit_test(a_candidate_is_measured_in_every_precision),
+        cmocka_unit_test(without_a_held_out_image_a_version_is_offered_in_fp32_only),
         cmocka_unit_test(a_head_is_replaced_by_its_own_id),
         cmocka_unit_test(what_cannot_be_done_is_refused_before_work_begins),
         cmocka_unit_test(a_finished_jobs_scratch_files_are_cleaned),

@@ -119,6 +119,9 @@ static void a_job_is_done_and_a_second_run_repeats_the_last_line(void **state)
     char *result = text_of(dir, "result.json");
     assert_non_null(strstr(result, "\"confusion\":[["));
     assert_non_null(strstr(result, "\"name\":\"scratch\""));
+    assert_non_null(strstr(result, "\"precisions\":{\"bf16\":{\"admitted\":"));
+    assert_true(says(dir, "{\"event\":\"progress\",\"stage\":\"precisions\""));
+    assert_true(says(dir, "\"message\":\"int8 against fp32: "));
     tk_free(result);
     assert_int_equal(status_of(start_job(dir)), 0);
     assert_true(says(dir, "{\"event\":\"done\",\"outcome\":\"commit\""));
@@ -228,6 +231,15 @@ static void pack_and_eval_work_without_a_server(void **state)
     assert_int_equal(
         status_of(start(dir, (char *const[]){program, judge, version, pack, head, NULL})), 0);
     assert_true(says(dir, "\"head\":\"a/colour\",\"n\":12,"));
+    char how[] = "--precision", eight[] = "int8", half[] = "fp16";
+    assert_int_equal(status_of(start(dir, (char *const[]){program, judge, how, eight, version, pack,
+                                                          head, NULL})),
+                     0);
+    assert_true(says(dir, "\"n\":12,") && says(dir, "\"precision\":\"int8\"") &&
+                says(dir, "\"alike\":") && says(dir, "\"admitted\":"));
+    assert_int_equal(status_of(start(dir, (char *const[]){program, judge, how, half, version, pack,
+                                                          head, NULL})),
+                     2);
     assert_int_equal(
         status_of(start(dir, (char *const[]){program, judge, version, pack, nobody, NULL})), 1);
 }

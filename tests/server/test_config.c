@@ -65,10 +65,10 @@ static void a_bad_value_is_named_with_what_is_allowed(void **state)
 {
     (void)state;
     static const char *const bad[][2] = {
-        {"--batch", "0"},       {"--batch", "-1"},  {"--batch", "1e99"},  {"--batch", "2.5"},
-        {"--batch", ""},        {"--batch", "nan"}, {"--delay-ms", "x"},  {"--arch", "resnet"},
-        {"--arch", ""},         {"--isa", "avx"},   {"--log-level", "i"}, {"--log-format", ""},
-        {"--resize-mode", ":"}, {"--listen", ""},
+        {"--batch", "0"},       {"--batch", "-1"},  {"--batch", "1e99"},     {"--batch", "2.5"},
+        {"--batch", ""},        {"--batch", "nan"}, {"--delay-ms", "x"},     {"--arch", "resnet"},
+        {"--arch", ""},         {"--isa", "avx"},   {"--log-level", "i"},    {"--log-format", ""},
+        {"--resize-mode", ":"}, {"--listen", ""},   {"--precision", "fp16"}, {"--precision", ""},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         tk_config c;

@@ -194,15 +194,76 @@ static void readers_never_see_a_version_half_published(void **state)
     tk_snapshot_unref(three);
 }
 
+/* As if its heads had been measured, with every precision admitted or none. */
+static tk_model *judged(bool admitted)
+{
+    static const float zeros[32 * 32 * 3];
+    tk_model *model = fixture_model(1);
+    tk_pool *pool;
+    tk_plan *plan;
+    assert_int_equal(tk_pool_create(&pool, 1), TK_OK);
+    assert_int_equal(tk_plan_create(&plan, model->trunk, 32, 1, pool, NULL), TK_OK);
+    assert_int_equal(tk_plan_calibrate(plan, 1, zeros, &model->ranges, NULL), TK_OK);
+    tk_plan_destroy(plan);
+    tk_pool_destroy(pool);
+    for (size_t h = 0; h < model->n_heads; h++)
+        for (tk_precision p = TK_PRECISION_BF16; p < TK_PRECISION_COUNT; p++)
+            model->heads[h]->checks[p] =
+                (tk_precision_check){.n = 9, .alike = 1, .admitted = admitted || h == 0};
+    return model;
+}
+
+static void a_version_is_served_in_what_it_admits(void **state)
+{
+    (void)state;
+    for (unsigned asked = TK_PRECISION_FP32; asked <= TK_PRECISION_AUTO; asked++) {
+        tk_snapshot *s;
+        assert_int_equal(tk_snapshot_create_as(&s, judged(true), 1, 2, 2, asked, NULL), TK_OK);
+        const tk_precision_choice *c = tk_snapshot_choice(s);
+        assert_int_equal(c->asked, asked);
+        if (asked != TK_PRECISION_AUTO) assert_int_equal(c->served, asked);
+        for (tk_precision p = TK_PRECISION_FP32; p < TK_PRECISION_COUNT; p++) {
+            assert_true(c->admitted[p]);
+            assert_int_equal(c->ms[p] > 0, asked == TK_PRECISION_AUTO && tk_precision_native(p));
+            if (asked == TK_PRECISION_AUTO && c->ms[p] > 0)
+                assert_true(c->ms[c->served] <= c->ms[p]);
+        }
+        tk_snapshot_unref(s);
+        assert_int_equal(tk_snapshot_create_as(&s, judged(false), 1, 2, 2, asked, NULL), TK_OK);
+        c = tk_snapshot_choice(s);
+        assert_int_equal(c->served, TK_PRECISION_FP32);
+        assert_string_equal(c->refused[TK_PRECISION_INT8]->id, "bob/colour");
+        tk_snapshot_unref(s);
+        assert_int_equal(tk_snapshot_create_as(&s, fixture_model(1), 1, 2, 2, asked, NULL), TK_OK);
+        assert_int_equal(tk_snapshot_choice(s)->served, TK_PRECISION_FP32);
+        assert_null(tk_snapshot_choice(s)->refused[TK_PRECISION_BF16]);
+        tk_snapshot_unref(s);
+    }
+}
+
+/* Ranges of another trunk: the file is bad, whatever it says about its heads. */
+static void ranges_of_another_trunk_are_refused(void **state)
+{
+    (void)state;
+    tk_model *model = judged(true);
+    tk_snapshot *s;
+    tk_diag diag;
+    model->ranges.maps--;
+    assert_int_equal(tk_snapshot_create_as(&s, model, 1, 2, 2, TK_PRECISION_INT8, &diag),
+                     TK_BADARG);
+    assert_null(s);
+    assert_non_null(strstr(diag.text, "ranges"));
+}
+
 static void no_memory_leaves_nothing_behind(void **state)
 {
     (void)state;
     const long live = tk_test_alloc_live();
     for (long n = 0;; n += n < 20 ? 1 : 7) {
-        tk_model *model = fixture_model(1);
+        tk_model *model = judged(true);
         tk_snapshot *s;
         tk_test_alloc_fail_after(n);
-        const tk_err err = tk_snapshot_create(&s, model, 1, 2, 2, NULL);
+        const tk_err err = tk_snapshot_create_as(&s, model, 1, 2, 2, TK_PRECISION_AUTO, NULL);
         tk_test_alloc_fail_after(-1);
         if (err == TK_OK) {
             tk_snapshot_unref(s);
@@ -223,6 +284,8 @@ int main(void)
         cmocka_unit_test(few_and_many_answers_agree_on_the_order),
         cmocka_unit_test(a_replaced_version_lives_as_long_as_its_readers),
         cmocka_unit_test(readers_never_see_a_version_half_published),
+        cmocka_unit_test(a_version_is_served_in_what_it_admits),
+        cmocka_unit_test(ranges_of_another_trunk_are_refused),
         cmocka_unit_test(no_memory_leaves_nothing_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

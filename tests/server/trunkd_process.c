@@ -32,11 +32,11 @@ static void must(tk_err err, const tk_diag *diag)
 
 /* -- the store -- */
 
-static void commit_model(tk_store *store, uint64_t seed, const int64_t tenants[2])
+static void commit_model(tk_store *store, uint64_t number, tk_model *model,
+                         const int64_t tenants[2])
 {
     static const char *const names[2] = {"type", "colour"};
     tk_diag diag = {{0}};
-    tk_model *model = fixture_model(seed);
     char *path = tk_store_temp_path(store);
     must(tk_model_save(model, path, &diag), &diag);
     tk_object object;
@@ -55,14 +55,14 @@ static void commit_model(tk_store *store, uint64_t seed, const int64_t tenants[2
         snprintf(heads[i].name, sizeof heads[i].name, "%s", names[i]);
     }
     const tk_trunk trunk = {.arch = "resnet20", .preproc = model->preproc};
-    tk_commit commit = {.expect_current = seed - 1,
+    tk_commit commit = {.expect_current = number - 1,
                         .model = &object,
                         .reason = "prepared",
                         .heads = heads,
                         .n_heads = 2,
-                        .trunk = seed == 1 ? &trunk : NULL};
+                        .trunk = number == 1 ? &trunk : NULL};
     must(tk_store_version_next(store, &commit.number, &diag), &diag);
-    assert(commit.number == seed);
+    assert(commit.number == number);
     must(tk_store_version_commit(store, &commit, &diag), &diag);
     tk_store_unstage(store, &object);
     tk_free(path);
@@ -80,6 +80,11 @@ static void read_line(const char *path, char *out, size_t size)
 }
 
 void trunkd_prepare(trunkd *t, unsigned models)
+{
+    trunkd_prepare_with(t, models, fixture_model);
+}
+
+void trunkd_prepare_with(trunkd *t, unsigned models, tk_model *(*make)(uint64_t number))
 {
     *t = (trunkd){.pid = 0};
     const char *tmp = getenv("TMPDIR");
@@ -99,8 +104,8 @@ void trunkd_prepare(trunkd *t, unsigned models)
     snprintf(t->alice_token, sizeof t->alice_token, "%s", token.secret);
     must(tk_store_tenant_create(store, "bob", &tenants[1], &token, &diag), &diag);
     snprintf(t->bob_token, sizeof t->bob_token, "%s", token.secret);
-    for (uint64_t seed = 1; seed <= models; seed++)
-        commit_model(store, seed, tenants);
+    for (uint64_t number = 1; number <= models; number++)
+        commit_model(store, number, make(number), tenants);
     tk_store_close(store);
     snprintf(path, sizeof path, "%s/store/admin.token", t->dir);
     read_line(path, t->admin_token, sizeof t->admin_token);

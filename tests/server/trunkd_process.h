@@ -25,6 +25,8 @@ typedef struct trunkd {
 /* Makes a folder for the store. `models` versions are committed, fixture_model(1),
  * fixture_model(2), ..., the last one current, with tenants alice and bob. Aborts on failure. */
 void trunkd_prepare(trunkd *t, unsigned models);
+/* The same with make(1), make(2), ...: models with the heads of fixture_model(). */
+void trunkd_prepare_with(trunkd *t, unsigned models, tk_model *(*make)(uint64_t number));
 /* Starts the program with these flags besides --store, --listen, --port-file (NULL-terminated, may
  * be NULL), waits until it answers, opens the clients. */
 void trunkd_start(trunkd *t, const char *const *flags);

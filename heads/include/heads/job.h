@@ -1,7 +1,7 @@
 /* One fine-tune, from data set to candidate version:
  *
  *     decode -> split -> pseudo-labels -> warm-up -> joint training -> line search -> gate ->
- * Fisher
+ *     precisions -> Fisher
  *
  * Everything lies in the job's directory. Killed or cancelled at any moment and run again, it ends
  * with the same bits. */
@@ -9,6 +9,7 @@
 #define HEADS_JOB_H
 
 #include "heads/gate.h"
+#include "heads/precision_gate.h"
 #include "heads/train.h"
 #include "heads/validator.h"
 
@@ -19,6 +20,7 @@ typedef enum tk_stage {
     TK_STAGE_TRAIN,
     TK_STAGE_LINE_SEARCH,
     TK_STAGE_GATE,
+    TK_STAGE_PRECISIONS,
     TK_STAGE_FISHER,
     TK_STAGE_WRITE,
     TK_STAGE_COUNT,
@@ -95,6 +97,9 @@ typedef struct tk_job_result {
     size_t best_epoch, restarts, epochs; /* best_epoch 0: none */
     double alpha;                        /* 1: no line search was needed */
     tk_curve_point *curve;               /* [epochs] */
+    /* [n_others + 1], as `after`: what is committed, in other precisions; NULL: not measured */
+    tk_precision_check (*checks)[TK_PRECISION_COUNT];
+    bool admitted[TK_PRECISION_COUNT]; /* may it be served so? */
     double fisher_scale;
     double seconds[TK_STAGE_COUNT]; /* of this run */
     tk_model *base;                 /* owner of the names above; NULL-safe */

@@ -5,7 +5,8 @@
  *     head.<id>.weight [c][f], .bias [c]  one pair per head
  *     ewc.fisher.<name>, ewc.anchor.<name>  collapsed Fisher and anchor (absent: EWC off)
  *     __metadata__.trunkd                 JSON: format, arch, preprocessing, heads (id, labels,
- *                                         tolerance, best), Fisher's scale
+ *                                         tolerance, best, precisions), Fisher's scale, int8's
+ *                                         ranges
  *
  * An `id` is opaque here; who owns a head is the server's business. */
 #ifndef HEADS_MODEL_H
@@ -13,8 +14,20 @@
 
 #include "engine/image.h"
 #include "engine/net.h"
+#include "engine/precision.h"
 
 enum { TK_HEAD_MAX_CLASSES = 10000, TK_LABEL_MAX = 256 };
+
+/* How a head fares in a precision: its answers there against its answers in fp32, on the same
+ * held-out images. See heads/precision_gate.h. */
+typedef struct tk_precision_check {
+    size_t n;              /* images; 0: not measured */
+    double accuracy, fp32; /* in the precision and in fp32, fractions */
+    double alike;          /* fraction of the images that get fp32's answer (top-1) */
+    double tolerance;      /* points, that were granted */
+    bool agreement;        /* without labels: `accuracy` is `alike`, `fp32` is 1 */
+    bool admitted;
+} tk_precision_check;
 
 /* A linear classifier on the trunk's features. */
 typedef struct tk_head {
@@ -25,6 +38,7 @@ typedef struct tk_head {
     float *bias;      /* [classes] */
     double tolerance; /* points that the gate lets it fall, default 1.0 */
     double best;      /* best committed validation accuracy, 0..1; NaN: never measured */
+    tk_precision_check checks[TK_PRECISION_COUNT]; /* fp32's is unused */
 } tk_head;
 
 typedef struct tk_model {
@@ -34,6 +48,7 @@ typedef struct tk_model {
     tk_head **heads;
     float *fisher, *anchor; /* [trunk->trained] or NULL both; see heads/ewc.h */
     double fisher_scale;    /* mean of the newest head's raw Fisher, which `fisher` has as 1 */
+    tk_calibration ranges;  /* for int8; no maps: the version was measured in fp32 only */
 } tk_model;
 
 TK_MUST tk_err tk_head_create(tk_head **out, const char *id, size_t classes, size_t features,
@@ -52,8 +67,16 @@ TK_MUST tk_err tk_model_add_head(tk_model *model, tk_head *head);
 /* Removes and frees; false when absent. */
 bool tk_model_drop_head(tk_model *model, const char *id);
 
+/* May the version be served in `precision`? In fp32 always, in another one when every head was
+ * admitted in it. Else *refused is the first head that was not, or NULL: nothing was measured. */
+bool tk_model_admits(const tk_model *model, tk_precision precision, const tk_head **refused);
+/* Forgets what was measured, as when the trunk changes. */
+void tk_model_forget_precisions(tk_model *model);
+
 /* `with_ewc` false leaves Fisher and anchor on disk (serving does not need them). */
 TK_MUST tk_err tk_model_load(tk_model **out, const char *path, bool with_ewc, tk_diag *diag);
+/* The metadata alone: a model without trunk, its heads without weights and labels. */
+TK_MUST tk_err tk_model_outline(tk_model **out, const char *path, tk_diag *diag);
 TK_MUST tk_err tk_model_save(const tk_model *model, const char *path, tk_diag *diag);
 
 #endif

@@ -42,6 +42,15 @@ size_t tk_validator_skipped(const tk_validator *validator);
 /* Validates all on `trunk`: out[0..others-1], then the new head at out[others]. Free each. */
 TK_MUST tk_err tk_validator_run(tk_validator *validator, const tk_params *trunk,
                                 const tk_head *new_head, tk_validation *out, tk_diag *diag);
+/* The same in a precision; `ranges` are for int8. The heads that are judged by agreement still
+ * agree, or not, with the base in fp32. */
+TK_MUST tk_err tk_validator_run_as(tk_validator *validator, const tk_params *trunk,
+                                   const tk_head *new_head, tk_precision precision,
+                                   const tk_calibration *ranges, tk_validation *out, tk_diag *diag);
+/* The ranges of the trunk's maps over about `images` of all the held-out images (evenly chosen;
+ * all, when there are fewer). Without any image there are no ranges: ranges->maps is 0. */
+TK_MUST tk_err tk_validator_calibrate(tk_validator *validator, const tk_params *trunk,
+                                      size_t images, tk_calibration *ranges, tk_diag *diag);
 /* The new head only. */
 TK_MUST tk_err tk_validator_run_new(tk_validator *validator, const tk_params *trunk,
                                     const tk_head *new_head, tk_validation *out, tk_diag *diag);
