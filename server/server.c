@@ -141,6 +141,9 @@ static void log_measured(uint64_t number, const tk_precision_choice *choice)
 
 static void log_choice(uint64_t number, const tk_precision_choice *choice)
 {
+    tk_log(TK_LOG_INFO, "version loaded",
+           (tk_log_field[]){tk_log_int("version", (int64_t)number),
+                            tk_log_str("plan", choice->plan), tk_log_end()});
     if (choice->asked == TK_PRECISION_AUTO)
         log_measured(number, choice);
     else if (choice->asked != choice->served)

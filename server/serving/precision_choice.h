@@ -22,6 +22,7 @@ typedef struct tk_precision_choice {
                                          the model. NULL: admitted, or never measured */
     size_t images;                    /* of a measured run; 0: nothing was measured */
     double ms[TK_PRECISION_COUNT];    /* the shortest of a few runs; 0: not measured */
+    char plan[160];                   /* how it computes: tk_plan_describe() */
 } tk_precision_choice;
 
 /* Makes the plan of `model` and says in *choice why it is this one. */

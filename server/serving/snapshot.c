@@ -82,6 +82,7 @@ static tk_err build(tk_snapshot *s, tk_model *model, unsigned threads, unsigned 
     const tk_err err =
         tk_precision_choose(&s->plan, model, asked, s->max_batch, s->pool, &s->choice, diag);
     if (err != TK_OK) return err;
+    tk_plan_describe(s->plan, s->choice.plan, sizeof s->choice.plan);
     s->heads = model->heads; /* moved */
     s->n_heads = model->n_heads;
     model->heads = NULL;
