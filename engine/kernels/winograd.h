@@ -141,6 +141,15 @@ static const float wino_zeros[TK__MAX_C];
 TK__INLINE void wino_pixels(size_t rows, const float *image, size_t h, size_t w, size_t c,
                             ptrdiff_t y0, ptrdiff_t x0, const float **src)
 {
+    const ptrdiff_t y1 = y0 + (ptrdiff_t)rows, x1 = x0 + (ptrdiff_t)rows;
+    if (y0 >= 0 && x0 >= 0 && y1 <= (ptrdiff_t)h && x1 <= (ptrdiff_t)w) {
+        const float *first = image + ((size_t)y0 * w + (size_t)x0) * c;
+        for (size_t y = 0; y < rows; y++, first += w * c)
+            TK__UNROLL
+        for (size_t x = 0; x < rows; x++)
+            src[y * rows + x] = first + x * c;
+        return;
+    }
     for (size_t y = 0; y < rows; y++) {
         const ptrdiff_t iy = y0 + (ptrdiff_t)y;
         const bool in_y = iy >= 0 && iy < (ptrdiff_t)h;
