@@ -13,8 +13,7 @@
 #include "engine/optim.h"
 #include "engine/plan.h"
 #include "numbers.h"
-
-static tk_pool *pool;
+#include "with_pool.h"
 
 /* A network whose batch norm does something, and inputs for it. */
 typedef struct subject {
@@ -422,19 +421,6 @@ static void forward_backward_and_run_allocate_nothing(void **state)
     tk_plan_destroy(plan);
     tk_free(out);
     drop_subject(&s);
-}
-
-static int make_pool(void **state)
-{
-    (void)state;
-    return tk_pool_create(&pool, 2) == TK_OK ? 0 : -1;
-}
-
-static int drop_pool(void **state)
-{
-    (void)state;
-    tk_pool_destroy(pool);
-    return 0;
 }
 
 int main(void)

@@ -12,8 +12,7 @@
 #include "engine/linear.h"
 #include "net/norm.h"
 #include "numbers.h"
-
-static tk_pool *pool;
+#include "with_pool.h"
 
 static tk__exec make_exec(const tk__conv *geo)
 {
@@ -388,19 +387,6 @@ static void linear_and_its_gradients_equal_the_definition(void **state)
 {
     (void)state;
     each_isa(check_linear);
-}
-
-static int make_pool(void **state)
-{
-    (void)state;
-    return tk_pool_create(&pool, 2) == TK_OK ? 0 : -1;
-}
-
-static int drop_pool(void **state)
-{
-    (void)state;
-    tk_pool_destroy(pool);
-    return 0;
 }
 
 int main(void)

@@ -14,8 +14,7 @@
 #include "kernels/lowp.h"
 #include "net/plan_lowp.h"
 #include "numbers.h"
-
-static tk_pool *pool;
+#include "with_pool.h"
 
 static const tk_precision low[] = {TK_PRECISION_BF16, TK_PRECISION_INT8};
 
@@ -837,19 +836,6 @@ static void failed_allocations_leave_nothing(void **state)
         assert_int_equal(err, TK_OK);
     }
     drop_subject(&s);
-}
-
-static int make_pool(void **state)
-{
-    (void)state;
-    return tk_pool_create(&pool, 2) == TK_OK ? 0 : -1;
-}
-
-static int drop_pool(void **state)
-{
-    (void)state;
-    tk_pool_destroy(pool);
-    return 0;
 }
 
 int main(void)
