@@ -31,6 +31,11 @@ typedef struct tk__gemm {
     const float *bias;     /* [n], or NULL */
     const float *residual; /* laid out as c, or NULL */
     bool relu;
+    bool far; /* a hint: c and residual are in no near cache */
+    /* A hint, or NULL: for every row i the caller reads `ahead_lines` cache lines from ahead + i *
+     * ahead_pitch on next. */
+    const float *ahead;
+    size_t ahead_pitch, ahead_lines;
 } tk__gemm;
 
 enum {

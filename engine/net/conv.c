@@ -174,6 +174,24 @@ static void scatter(const tk__conv_job *job, const float *rows, size_t m0, size_
     }
 }
 
+/* What this thread is to copy in after columns k0.. of the task's rows: their next columns, or the
+ * first ones of the task that it takes up next if all are equally fast. Each of the products
+ * between asks for a share of it. Only where rows are read as they lie. */
+static void look_ahead(const conv_state *s, tk__gemm *g, size_t task, size_t k0, size_t panel)
+{
+    const tk__conv *geo = &s->job->geo;
+    const size_t next = (task + tk_pool_threads(s->ex->pool)) / s->column_tasks;
+    const bool same = k0 + s->kc < s->k;
+    const size_t m = (same ? task / s->column_tasks : next) * s->rows, k = same ? k0 + s->kc : 0;
+    if (geo->ky * geo->kx > 1 || geo->stride > 1 || m + g->m > s->m) return;
+    const size_t lines = tk__div_up(tk__min_size(s->kc, s->k - k), TK__LANES);
+    const size_t each = tk__div_up(lines, s->panels), begin = panel * each;
+    if (begin >= lines) return;
+    g->ahead = s->job->in.x + m * geo->ic + k + begin * TK__LANES;
+    g->ahead_pitch = geo->ic;
+    g->ahead_lines = tk__min_size(each, lines - begin);
+}
+
 static void conv_task(void *ctx, size_t task, size_t thread)
 {
     const conv_state *s = ctx;
@@ -194,21 +212,24 @@ static void conv_task(void *ctx, size_t task, size_t thread)
         kn->im2col(&job->geo, &job->in, m0, m1 - m0, k0, kc, patches, pitch);
         for (size_t j = j_begin; j < j_end; j += kn->nr) {
             const size_t cols = tk__min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
-            kn->gemm(&(tk__gemm){
-                .m = m1 - m0,
-                .n = cols,
-                .k = kc,
-                .a = patches,
-                .rs = pitch,
-                .cs = 1,
-                .b = job->packed + j * s->k + k0 * width,
-                .ldb = width,
-                .c = out + j,
-                .ldc = n,
-                .accumulate = !first || (direct && job->accumulate),
-                .bias = last && job->bias != NULL ? job->bias + j : NULL,
-                .residual = last && job->residual != NULL ? job->residual + m0 * n + j : NULL,
-                .relu = last && job->relu});
+            tk__gemm g = {.m = m1 - m0,
+                          .n = cols,
+                          .k = kc,
+                          .a = patches,
+                          .rs = pitch,
+                          .cs = 1,
+                          .b = job->packed + j * s->k + k0 * width,
+                          .ldb = width,
+                          .c = out + j,
+                          .ldc = n,
+                          .accumulate = !first || (direct && job->accumulate),
+                          .bias = last && job->bias != NULL ? job->bias + j : NULL,
+                          .residual =
+                              last && job->residual != NULL ? job->residual + m0 * n + j : NULL,
+                          .relu = last && job->relu,
+                          .far = direct && (first || job->residual != NULL)};
+            look_ahead(s, &g, task, k0, (j - j_begin) / kn->nr);
+            kn->gemm(&g);
         }
     }
     if (!direct) scatter(job, held, m0, m1);
