@@ -109,6 +109,21 @@ typedef struct run_state {
     size_t panels, splits;  /* per task; tasks per block */
 } run_state;
 
+/* What the output transform will touch is fetched during the products: a product of some rows asks
+ * for as many pixels of the block, m * m products for all. First the residual's, then y's. */
+static void look_ahead(const run_state *s, const tk__wino *w, size_t p, size_t j, tk__gemm *g)
+{
+    const tk__conv *geo = &w->geo;
+    const size_t row = w->t0 / w->tw, pass = w->m * w->m;
+    const size_t first = (row / w->th * geo->oh + row % w->th * w->m) * geo->ow;
+    const size_t pixel = first + p % pass * w->tiles;
+    const float *map = p < pass ? s->job->residual : p < 2 * pass ? s->job->y : NULL;
+    if (map == NULL || pixel + w->tiles > geo->n * geo->oh * geo->ow) return;
+    g->ahead = map + pixel * geo->oc + j;
+    g->ahead_pitch = geo->oc;
+    g->ahead_lines = g->n / TK__LANES;
+}
+
 static void products(const run_state *s, const tk__wino *w, const float *v, size_t point, size_t j,
                      float *u, size_t u_point)
 {
@@ -116,17 +131,20 @@ static void products(const run_state *s, const tk__wino *w, const float *v, size
     const size_t ic = w->geo.ic, oc = w->geo.oc, points = points_of(w->m);
     const size_t width = tk__panel_width(kn, oc - j);
     const float *weights = s->job->packed + j * ic * points;
-    for (size_t p = 0; p < points; p++)
-        kn->gemm(&(tk__gemm){.m = w->tiles,
-                             .n = width,
-                             .k = ic,
-                             .a = v + p * point,
-                             .rs = ic,
-                             .cs = 1,
-                             .b = weights + p * ic * width,
-                             .ldb = width,
-                             .c = u + p * u_point,
-                             .ldc = width});
+    for (size_t p = 0; p < points; p++) {
+        tk__gemm g = {.m = w->tiles,
+                      .n = width,
+                      .k = ic,
+                      .a = v + p * point,
+                      .rs = ic,
+                      .cs = 1,
+                      .b = weights + p * ic * width,
+                      .ldb = width,
+                      .c = u + p * u_point,
+                      .ldc = width};
+        look_ahead(s, w, p, j, &g);
+        kn->gemm(&g);
+    }
 }
 
 static void run_task(void *ctx, size_t task, size_t thread)
