@@ -83,6 +83,11 @@ static void warn(void *job, const char *message)
     tk__job_say(job, true, "%s", message);
 }
 
+static void inform(void *job, const char *message)
+{
+    tk__job_say(job, false, "%s", message);
+}
+
 tk_err tk__job_objective(tk__job *j)
 {
     const tk_recipe *r = &j->r->recipe;
@@ -115,6 +120,8 @@ static void take_point(tk__job *j, tk_train_result *t, bool diverged, tk__point 
 {
     j->r->restarts = t->restarts;
     j->r->epochs = t->epochs;
+    j->r->n_trials = t->n_trials;
+    memcpy(j->r->trials, t->trials, sizeof t->trials);
     j->r->curve = t->curve, t->curve = NULL;
     point->last_admissible =
         !diverged && t->epochs > 0 && j->r->curve[t->epochs - 1].verdict.admissible;
@@ -139,10 +146,13 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
     tk_student_copy_weights(&j->now, &j->warm);
     if (r->warm_up == 0) tk_student_random_head(&j->now, j->o->seed);
     const bool distil = r->kappa > 0 && j->n_others > 0;
+    /* without the gate there is no floor to search under */
+    const bool searches = j->o->gate && j->n_others > 0 && (r->kappa > 0 || r->lambda > 0);
     const tk_train_opts opts = {.objective = j->objective,
                                 .recipe = r,
                                 .n_items = j->split.n_train,
                                 .batch = j->r->batch,
+                                .trials = searches ? (size_t)r->trials : 1,
                                 .views = distil ? (size_t)r->views : 0,
                                 .seed = j->o->seed,
                                 .checkpoint = checkpoint,
@@ -151,7 +161,8 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
                                 .cancelled = is_cancelled,
                                 .tick = tk__job_tick,
                                 .validate = validate_point,
-                                .warn = warn};
+                                .warn = warn,
+                                .log = inform};
     tk_train_result t;
     err = tk_train(&opts, &j->now, &t, j->diag);
     if (err == TK_OK || err == TK_DIVERGED) take_point(j, &t, err == TK_DIVERGED, point);

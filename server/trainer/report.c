@@ -218,6 +218,7 @@ static json_t *curve_to_json(const tk_job_result *r)
         json_t *o = json_object();
         put(o, "epoch", count(e + 1));
         put(o, "rate", number(p->rate));
+        put(o, "strength", number(p->strength));
         put(o, "loss", losses_to_json(&p->losses));
         put(o, "norm", number(p->losses.norm));
         if (p->validated != 0) {
@@ -227,6 +228,22 @@ static json_t *curve_to_json(const tk_job_result *r)
         json_array_append_new(curve, o);
     }
     return curve;
+}
+
+static json_t *trials_to_json(const tk_job_result *r)
+{
+    json_t *trials = json_array();
+    for (size_t i = 0; i < r->n_trials; i++) {
+        const tk_trial *t = &r->trials[i];
+        json_t *o = json_object();
+        put(o, "strength", number(t->strength));
+        put(o, "epochs", count(t->epochs));
+        put(o, "admissible", json_boolean(t->admissible));
+        put(o, "improved", json_boolean(t->improved));
+        put(o, "worth", t->admissible ? number(t->worth) : json_null());
+        json_array_append_new(trials, o);
+    }
+    return trials;
 }
 
 static json_t *check_to_json(const char *head, const tk_precision_check *c)
@@ -289,6 +306,7 @@ static json_t *training_to_json(const tk_job_result *r)
     put(o, "probe_accuracy", number(r->probe_accuracy));
     put(o, "joint_accuracy", number(r->joint_accuracy));
     put(o, "fisher_scale", number(r->fisher_scale));
+    put(o, "trials", trials_to_json(r));
     put(o, "curve", curve_to_json(r));
     return o;
 }

@@ -97,6 +97,8 @@ typedef struct tk_job_result {
     size_t best_epoch, restarts, epochs; /* best_epoch 0: none */
     double alpha;                        /* 1: no line search was needed */
     tk_curve_point *curve;               /* [epochs] */
+    size_t n_trials;
+    tk_trial trials[TK_MAX_TRIALS];
     /* [n_others + 1], as `after`: what is committed, in other precisions; NULL: not measured */
     tk_precision_check (*checks)[TK_PRECISION_COUNT];
     bool admitted[TK_PRECISION_COUNT]; /* may it be served so? */
