@@ -222,16 +222,16 @@ static size_t du_floats(const dw_state *s)
     return points_of(s->all.m) * s->all.geo.ic * s->all.geo.oc;
 }
 
-static bool is_small(const dw_state *s)
+static bool is_small(const tk__conv *geo)
 {
-    return s->all.geo.ic * s->all.geo.oc <= SMALL;
+    return geo->ic * geo->oc <= SMALL;
 }
 
 static dw_state plan_dw(const tk__exec *ex, const tk__conv *geo, size_t m)
 {
     dw_state s = {.ex = ex, .all = tiles_of(geo, m)};
     s.tiles = geo->n * s.all.th * s.all.tw;
-    if (is_small(&s)) {
+    if (is_small(&s.all.geo)) {
         s.chunks =
             tk__min_size((size_t)4 * tk_pool_threads(ex->pool), tk__div_up(s.tiles, DW_TILES));
     } else {
@@ -251,7 +251,7 @@ static size_t transform_floats(const tk__conv *geo, size_t m, size_t tiles)
 size_t tk__wino_partials(const tk__exec *ex, const tk__conv *geo, size_t m)
 {
     const dw_state s = plan_dw(ex, geo, m);
-    if (is_small(&s)) return (size_t)4 * tk_pool_threads(ex->pool) * du_floats(&s);
+    if (is_small(&s.all.geo)) return (size_t)4 * tk_pool_threads(ex->pool) * du_floats(&s);
     const size_t fit = SHARED_FLOATS / (points_of(m) * (geo->ic + geo->oc));
     return du_floats(&s) +
            transform_floats(geo, m, tk__min_size(s.tiles, tk__max_size(fit, DW_TILES)));
@@ -263,7 +263,7 @@ size_t tk__wino_scratch(const tk__conv *geo, size_t m)
     back.ic = geo->oc;
     back.oc = geo->ic;
     const size_t forward = tk__max_size(forward_scratch(geo, m), forward_scratch(&back, m));
-    return tk__max_size(forward, transform_floats(geo, m, DW_TILES));
+    return is_small(geo) ? tk__max_size(forward, transform_floats(geo, m, DW_TILES)) : forward;
 }
 
 /* du of one point, rows i0..i1-1, (+)= the product of the transforms of `tiles` tiles. */
@@ -337,7 +337,7 @@ static void finish_task(void *ctx, size_t i, size_t thread)
     const dw_state *s = ctx;
     (void)thread;
     const size_t ic = s->all.geo.ic, oc = s->all.geo.oc, points = points_of(s->all.m);
-    for (size_t c = 1; is_small(s) && c < s->chunks; c++)
+    for (size_t c = 1; is_small(&s->all.geo) && c < s->chunks; c++)
         for (size_t p = 0; p < points; p++)
             s->ex->kn->add(oc, s->du + (p * ic + i) * oc,
                            s->du + c * du_floats(s) + (p * ic + i) * oc);
@@ -367,7 +367,7 @@ void tk__wino_dw(const tk__exec *ex, const tk__conv *geo, size_t m, const tk__in
     s.dy = dy;
     s.dw = dw;
     s.du = partials;
-    if (is_small(&s))
+    if (is_small(&s.all.geo))
         tk_pool_run(ex->pool, s.chunks, small_task, &s);
     else
         run_shared(&s, partials);
