@@ -4,6 +4,7 @@
  * chunk; with several chunks each has its own partial dW, and these are added in order. */
 #include <string.h>
 
+#include "net/positions.h"
 #include "net/winograd.h"
 
 enum {
@@ -109,7 +110,7 @@ static void sum_task(void *ctx, size_t task, size_t thread)
 
 size_t tk__conv_partials(const tk__exec *ex, const tk__conv *geo)
 {
-    if (geo->winograd != 0) return tk__wino_partials(ex, geo, geo->winograd);
+    if (tk__is_winograd(geo->way)) return tk__wino_partials(ex, geo, geo->way);
     const dw_state s = plan(ex, geo);
     return s.most_chunks > 1 ? s.most_chunks * s.k * geo->oc : 0;
 }
@@ -117,8 +118,12 @@ size_t tk__conv_partials(const tk__exec *ex, const tk__conv *geo)
 void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const tk__input *in, const float *dy,
                  float *dw, float *partials)
 {
-    if (geo->winograd != 0) {
-        tk__wino_dw(ex, geo, geo->winograd, in, dy, dw, partials);
+    if (geo->way == TK__BY_POSITION && tk__positions_suit_dw(geo)) {
+        tk__positions_dw(ex, geo, in, dy, dw);
+        return;
+    }
+    if (tk__is_winograd(geo->way)) {
+        tk__wino_dw(ex, geo, geo->way, in, dy, dw, partials);
         return;
     }
     dw_state s = plan(ex, geo);

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "net/positions.h"
+
 enum {
     BLOCK_FLOATS = 16 * 1024, /* what a task's transformed tiles may take, if they are enough */
     MIN_TILES = 14,           /* enough: a register tile, so that weights are worth reading */
@@ -377,27 +379,35 @@ void tk__wino_dw(const tk__exec *ex, const tk__conv *geo, size_t m, const tk__in
 /* --- the choice --- */
 
 /* Cycles of an image, with one vector multiply-add per cycle, what the transforms of 16 channels of
- * a tile take (measured), and the packed weights read at `images` images a time. */
-static double cost(const tk__conv *g, size_t m, size_t images)
+ * a tile take (measured), and the weights read at `images` images a time. */
+static double cost(const tk__conv *g, tk__conv_way way, size_t images)
 {
     enum { WEIGHT_BYTES_PER_CYCLE = 8 };
     const double ic = (double)g->ic / TK__LANES, oc = (double)g->oc / TK__LANES;
     const double product = ic * oc * TK__LANES;
-    const double points = m == 0 ? 9 : (double)points_of(m);
+    const size_t m = way;
+    const double points = tk__is_winograd(way) ? (double)points_of(m) : (double)(g->ky * g->kx);
     const double weights = points * product * 64 / WEIGHT_BYTES_PER_CYCLE / (double)images;
-    if (m == 0) return (double)(g->oh * g->ow) * 9 * product + weights;
+    if (way == TK__DIRECT) return (double)(g->oh * g->ow) * points * product + weights;
+    if (way == TK__BY_POSITION) return tk__positions_cost(g) + weights;
     const double tiles = (double)(tk__div_up(g->oh, m) * tk__div_up(g->ow, m));
     const double transforms = m == 2 ? 70 * ic + 60 * oc : 200 * ic + 150 * oc;
     return tiles * (points * product + transforms) + weights;
 }
 
-size_t tk__conv_choose(const tk__conv *geo, size_t images)
+static bool can(const tk__conv *g, tk__conv_way way)
 {
-    if (geo->ky != 3 || geo->kx != 3 || geo->stride != 1 || geo->ic % TK__LANES != 0 ||
-        geo->oc % TK__LANES != 0 || geo->ic > TK__MAX_C || geo->oc > TK__MAX_C)
-        return 0;
-    size_t best = 0;
-    for (size_t m = 2; m <= 4; m += 2)
-        if (cost(geo, m, images) < cost(geo, best, images)) best = m;
+    if (!tk__is_winograd(way)) return true;
+    return g->ky == 3 && g->kx == 3 && g->stride == 1 && g->ic % TK__LANES == 0 &&
+           g->oc % TK__LANES == 0 && g->ic <= TK__MAX_C && g->oc <= TK__MAX_C;
+}
+
+tk__conv_way tk__conv_choose(const tk__conv *geo, size_t images)
+{
+    static const tk__conv_way ways[] = {TK__BY_POSITION, TK__WINOGRAD_2, TK__WINOGRAD_4};
+    tk__conv_way best = TK__DIRECT;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
+        if (can(geo, ways[i]) && cost(geo, ways[i], images) < cost(geo, best, images))
+            best = ways[i];
     return best;
 }
