@@ -142,9 +142,9 @@ static size_t parent_of(const history *h, size_t i)
     return i ? i - 1 : SIZE_MAX;
 }
 
-static size_t since_of(const history *h, size_t i, size_t j, const tk_lesson *lesson)
+/* The row that trained head j as it is in row i. */
+static size_t since_of(const history *h, size_t i, size_t j, size_t parent, const tk_lesson *lesson)
 {
-    const size_t parent = parent_of(h, i);
     if (!h->heads[i * h->n_columns + j]) return SIZE_MAX;
     if (lesson && strcmp(lesson->head, h->columns[j].id) == 0) return i;
     const size_t was = parent == SIZE_MAX ? SIZE_MAX : h->since[parent * h->n_columns + j];
@@ -155,6 +155,7 @@ static void fill_row(history *h, size_t i)
 {
     tk_version *version = h->rows[i];
     const tk_lesson *lesson = lesson_of(h, version->number);
+    const size_t parent = parent_of(h, i);
     for (size_t k = 0; k < version->n_heads; k++) {
         const size_t j = find_column(h, version->heads[k].id);
         if (j < h->n_columns) h->heads[i * h->n_columns + j] = &version->heads[k];
@@ -162,7 +163,7 @@ static void fill_row(history *h, size_t i)
     for (size_t j = 0; j < h->n_columns; j++) {
         const size_t at = i * h->n_columns + j;
         const tk_version_head *head = h->heads[at];
-        h->since[at] = since_of(h, i, j, lesson);
+        h->since[at] = since_of(h, i, j, parent, lesson);
         h->accuracy[at] = head && head->n > 0 && !head->agreement ? head->accuracy : (double)NAN;
         h->low[at] = (double)NAN;
     }
