@@ -56,7 +56,7 @@ tk_err tk__job_probe(tk__job *j)
     tk__job_leave(j);
     tk__job_enter(j, TK_STAGE_WARM_UP);
     err = fit_head(j, j->pseudo, j->warm.head);
-    if (err == TK_OK) err = tk__job_validate(j, &j->warm, 0, 0, &verdict, NULL, j->r->after);
+    if (err == TK_OK) err = tk__job_validate(j, &j->warm, 0, 0, &verdict, j->r->after);
     if (err != TK_OK) return err;
     j->r->probe_accuracy = tk_validation_accuracy(&j->r->after[j->n_others]);
     tk__job_leave(j);
@@ -69,7 +69,7 @@ static tk_err validate_point(void *job, const tk_student *student, size_t step, 
                              tk_verdict *verdict, tk_diag *diag)
 {
     (void)diag; /* the job's own */
-    return tk__job_validate(job, student, step, epoch, verdict, NULL, NULL);
+    return tk__job_validate(job, student, step, epoch, verdict, NULL);
 }
 
 static bool is_cancelled(void *job)
@@ -174,7 +174,7 @@ static tk_err validate_line(void *job, const tk_student *student, size_t point, 
                             tk_diag *diag)
 {
     (void)diag;
-    return tk__job_validate(job, student, point, 0, verdict, NULL, NULL);
+    return tk__job_validate(job, student, point, 0, verdict, NULL);
 }
 
 /* Fits the new head again where the trunk has come to rest, and keeps it if it is the better one.
@@ -195,7 +195,7 @@ static tk_err refit(tk__job *j, tk_verdict *verdict)
     if (err != TK_OK) return tk_fail(j->diag, err, "job: %s", tk_err_text(err));
     err = open_views(j, file, &teacher, 0, REFIT_VIEWS, &cache);
     if (err == TK_OK) err = fit_head(j, cache, again.head);
-    if (err == TK_OK) err = tk__job_validate(j, &again, 0, 0, &v, NULL, NULL);
+    if (err == TK_OK) err = tk__job_validate(j, &again, 0, 0, &v, NULL);
     if (err == TK_OK && v.worth > verdict->worth) {
         tk_student_copy_weights(&j->now, &again);
         *verdict = v;

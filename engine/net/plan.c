@@ -12,6 +12,7 @@
 #include "net/graph_internal.h"
 #include "net/plan_lowp.h"
 #include "net/route.h"
+#include "net/winograd.h"
 
 struct tk_plan {
     tk__lowp_plan *lowp;  /* not NULL: it does everything, and the rest is empty */
@@ -159,9 +160,9 @@ void tk_plan_describe(const tk_plan *plan, char *text, size_t size)
         plan->lowp != NULL ? tk__lowp_precision(plan->lowp) : TK_PRECISION_FP32;
     size_t all = plan->lowp != NULL ? tk__lowp_winograd(plan->lowp) : 0, large = 0;
     for (size_t i = 0; plan->lowp == NULL && i < l->units; i++) {
-        const size_t m = tk__unit_geo(l, &l->unit[i], 1).winograd;
-        all += m != 0;
-        large += m == 4;
+        const tk__conv_way way = tk__unit_geo(l, &l->unit[i], 1).way;
+        all += tk__is_winograd(way);
+        large += way == TK__WINOGRAD_4;
     }
     (void)snprintf(text, size,
                    "%s, %s: %zu of %zu convolutions by Winograd, %zu of them F(4x4), %zu MiB",

@@ -37,10 +37,12 @@ typedef struct tk_job_progress {
 } tk_job_progress;
 
 /* All heads at one moment: the others in the base's order, then the new one (`n_others` of n =
- * others + 1). before[] has the others' only. */
+ * others + 1). before[] and gate[] have the others' only. */
 typedef struct tk_job_validation {
     tk_stage stage;
     size_t step, epoch, n_others;
+    tk_losses losses;           /* in stage train: means over the epoch that ends here */
+    const tk_gate_record *gate; /* how the gate judges this point */
     const tk_validation *before, *now;
 } tk_job_validation;
 
