@@ -68,7 +68,7 @@ static void add_squares(tk_graph *graph, const tk_params *params, const tk_fishe
             w->dlogits[i * c + k] = scale * (p[k] - (k == w->labels[i] ? 1.0f : 0.0f));
     }
     tk_linear_backward(n, f, c, NULL, o->head->weight, w->dlogits, w->dfeatures, 0, NULL, NULL);
-    tk_graph_backward_squares(graph, params, w->dfeatures, squares);
+    tk_graph_backward_squares(graph, params, w->dfeatures, NULL, squares);
 }
 
 static void add_batch(tk_graph *graph, tk_params *params, const tk_fisher_opts *o, work *w,

@@ -174,10 +174,9 @@ static void the_plans_side_is_the_formula(void **state)
 {
     (void)state;
     each_isa(check_small_plans);
-    for (tk_precision p = TK_PRECISION_FP32; p < TK_PRECISION_COUNT; p++) {
-        check_plan(TK_RESNET18, 96, 16, p);
-        check_plan(TK_RESNET50, 64, 3, p);
-    }
+    for (tk_precision p = TK_PRECISION_FP32; p < TK_PRECISION_COUNT; p++)
+        check_plan(TK_RESNET18, 96, 5, p);
+    check_plan(TK_RESNET50, 64, 3, TK_PRECISION_INT8);
     check_plan(TK_RESNET20, 32, 300, TK_PRECISION_FP32); /* several slices */
 }
 
@@ -265,6 +264,186 @@ static void running_out_of_memory_leaves_no_side(void **state)
     drop_subject(&s);
 }
 
+/* --- training graph --- */
+
+/* z of the graph is the formula on its own maps; dA and db are its derivatives, in double. */
+static void check_gradient(tk_arch arch, unsigned px, size_t rank, tk_bn_mode mode)
+{
+    enum { N = 2 };
+    subject s = make_subject(arch, px, N, rank);
+    const size_t size = tk_side_size(arch, rank), width = s.stages * rank;
+    const tk__layout *l = &s.graph->layout;
+    const float *features;
+    float *dz = normals(N * width, 5), *got = zeros(size), *want = zeros(size);
+    got[0] = 5; /* must be overwritten */
+    assert_int_equal(tk_graph_set_side(s.graph, &s.side, NULL), TK_OK);
+    tk_graph_forward(s.graph, s.params, N, s.x, mode, &features);
+    float *z = formula(&s);
+    assert_true(distance(N * width, tk_graph_side(s.graph), z) < 1e-5);
+    for (size_t k = 0; k < s.stages; k++) {
+        const tk__map *m = &l->map[l->tap[k]];
+        const size_t pixels = m->h * m->w;
+        float *da = want + tk_side_at(arch, rank, k), *db = da + rank * m->c;
+        if (s.graph->remade[l->tap[k]]) tk__graph_apply(s.graph, s.graph->maker[l->tap[k]]);
+        for (size_t j = 0; j < rank; j++)
+            for (size_t p = 0; p < N * pixels; p++) {
+                const float *x = s.graph->act[l->tap[k]] + p * m->c;
+                const float g = dz[(p / pixels * s.stages + k) * rank + j] / (float)pixels;
+                if (row_at(&s, k, j, x, m->c) <= 0) continue;
+                for (size_t c = 0; c < m->c; c++)
+                    da[j * m->c + c] += g * x[c];
+                db[j] += g;
+            }
+    }
+    s.graph->spare_holds = TK__NO_MAP; /* whatever this test has left there */
+    tk_graph_side_backward(s.graph, dz, got);
+    assert_true(distance(size, got, want) < 1e-4);
+    tk_free(dz), tk_free(got), tk_free(want), tk_free(z);
+    drop_subject(&s);
+}
+
+static void check_small_gradients(void)
+{
+    check_gradient(TK_RESNET20, 32, 7, TK_BN_FROZEN);
+    check_gradient(TK_RESNET20, 32, 16, TK_BN_BATCH);
+}
+
+static void the_graphs_side_and_its_gradient_are_the_formula(void **state)
+{
+    (void)state;
+    each_isa(check_small_gradients);
+    check_gradient(TK_RESNET18, 64, 5, TK_BN_FROZEN);
+    check_gradient(TK_RESNET50, 64, 3, TK_BN_FROZEN);
+}
+
+static double loss(const subject *s, tk_params *params, tk_bn_mode mode, const float *df,
+                   const float *dz)
+{
+    const float *features;
+    tk_graph_forward(s->graph, params, s->n, s->x, mode, &features);
+    return dot(s->n * s->features, features, df) +
+           dot(s->n * s->stages * s->side.rank, tk_graph_side(s->graph), dz);
+}
+
+/* Along the gradient of the trunk, as in test_graph; nearly all of the loss comes by the side. */
+static void check_direction(tk_arch arch, unsigned px, tk_bn_mode mode, double step)
+{
+    subject s = make_subject(arch, px, 2, 6);
+    float *df = normals(2 * s.features, 6), *dz = normals(2 * s.stages * 6, 7);
+    float *grads = zeros(s.params->trained);
+    for (size_t i = 0; i < 2 * s.features; i++)
+        df[i] *= 0.01f;
+    assert_int_equal(tk_graph_set_side(s.graph, &s.side, NULL), TK_OK);
+    (void)loss(&s, s.params, mode, df, dz);
+    tk_graph_backward_through(s.graph, s.params, df, dz, grads);
+    const double norm = sqrt(dot(s.params->trained, grads, grads));
+    double side[2];
+    for (int i = 0; i < 2; i++) {
+        tk_params *moved;
+        assert_int_equal(tk_params_clone(&moved, s.params), TK_OK);
+        for (size_t j = 0; j < s.params->trained; j++)
+            moved->data[j] += (float)((i == 0 ? step : -step) / norm) * grads[j];
+        side[i] = loss(&s, moved, mode, df, dz);
+        tk_params_destroy(moved);
+    }
+    const double slope = (side[0] - side[1]) / (2 * step);
+    if (fabs(slope - norm) > 0.02 * norm) fail_msg("mode %d: %g, not %g", (int)mode, slope, norm);
+    tk_free(df), tk_free(dz), tk_free(grads);
+    drop_subject(&s);
+}
+
+static void check_directions(void)
+{
+    check_direction(TK_RESNET20, 32, TK_BN_FROZEN, 1e-3);
+    check_direction(TK_RESNET20, 32, TK_BN_BATCH, 1e-3);
+}
+
+static void the_trunks_gradient_through_the_side_equals_a_central_difference(void **state)
+{
+    (void)state;
+    each_isa(check_directions);
+    check_direction(TK_RESNET18, 64, TK_BN_FROZEN, 3e-5); /* many kinks */
+}
+
+/* What comes by the side is added: linear in the two, to rounding. Both orders of the backward
+ * passes give the same. */
+static void the_two_ways_back_add_up(void **state)
+{
+    (void)state;
+    subject s = make_subject(TK_RESNET18, 64, 2, 6);
+    const size_t count = s.params->trained, size = tk_side_size(TK_RESNET18, 6);
+    float *df = normals(2 * s.features, 6), *dz = normals(2 * s.stages * 6, 7);
+    float *none = zeros(2 * s.features);
+    float *both = zeros(count), *trunk = zeros(count), *side = zeros(count);
+    float *before = zeros(size), *after = zeros(size);
+    assert_int_equal(tk_graph_set_side(s.graph, &s.side, NULL), TK_OK);
+    (void)loss(&s, s.params, TK_BN_FROZEN, df, dz);
+    tk_graph_side_backward(s.graph, dz, before);
+    tk_graph_backward_through(s.graph, s.params, df, dz, both);
+    tk_graph_backward(s.graph, s.params, df, trunk);
+    tk_graph_backward_through(s.graph, s.params, none, dz, side);
+    (void)loss(&s, s.params, TK_BN_FROZEN, df, dz);
+    tk_graph_side_backward(s.graph, dz, after);
+    assert_memory_equal(before, after, size * sizeof *after);
+    for (size_t i = 0; i < count; i++)
+        trunk[i] += side[i];
+    assert_true(distance(count, both, trunk) < 1e-4);
+    tk_free(df), tk_free(dz), tk_free(none), tk_free(both), tk_free(trunk), tk_free(side);
+    tk_free(before), tk_free(after);
+    drop_subject(&s);
+}
+
+static void squares_through_the_side_equal_a_loop_over_single_images(void **state)
+{
+    (void)state;
+    enum { N = 3 };
+    subject s = make_subject(TK_RESNET20, 32, N, 6);
+    const size_t count = s.params->trained, width = s.stages * 6;
+    float *df = normals(N * s.features, 6), *dz = normals(N * width, 7);
+    float *got = zeros(count), *want = zeros(count), *grads = zeros(count);
+    const float *features;
+    assert_int_equal(tk_graph_set_side(s.graph, &s.side, NULL), TK_OK);
+    (void)loss(&s, s.params, TK_BN_FROZEN, df, dz);
+    tk_graph_backward_squares(s.graph, s.params, df, dz, got);
+    for (size_t i = 0; i < N; i++) {
+        tk_graph_forward(s.graph, s.params, 1, s.x + i * s.pixels, TK_BN_FROZEN, &features);
+        tk_graph_backward_through(s.graph, s.params, df + i * s.features, dz + i * width, grads);
+        for (size_t j = 0; j < count; j++)
+            want[j] += grads[j] * grads[j];
+    }
+    assert_true(distance(count, got, want) < 1e-4);
+    tk_free(df), tk_free(dz), tk_free(got), tk_free(want), tk_free(grads);
+    drop_subject(&s);
+}
+
+/* A side on the graph changes nothing of what was there without it. */
+static void a_graph_without_its_side_has_the_same_bits(void **state)
+{
+    (void)state;
+    subject s = make_subject(TK_RESNET20, 32, 2, 6);
+    const size_t count = s.params->trained;
+    float *df = normals(2 * s.features, 6), *plain = zeros(count), *with = zeros(count);
+    const float *features;
+    tk_graph_forward(s.graph, s.params, 2, s.x, TK_BN_FROZEN, &features);
+    assert_null(tk_graph_side(s.graph));
+    tk_graph_backward(s.graph, s.params, df, plain);
+    const size_t bytes = tk_graph_bytes(s.graph);
+    assert_int_equal(tk_graph_set_side(s.graph, &s.side, NULL), TK_OK);
+    assert_true(tk_graph_bytes(s.graph) > bytes);
+    tk_test_alloc_fail_after(0); /* new weights of the same rank need no memory */
+    assert_int_equal(tk_graph_set_side(s.graph, &s.side, NULL), TK_OK);
+    tk_graph_forward(s.graph, s.params, 2, s.x, TK_BN_FROZEN, &features);
+    tk_graph_backward(s.graph, s.params, df, with);
+    tk_test_alloc_fail_after(-1);
+    assert_memory_equal(plain, with, count * sizeof *with);
+    assert_int_equal(tk_graph_set_side(s.graph, &(tk_side){.rank = 0}, NULL), TK_OK);
+    assert_int_equal(tk_graph_bytes(s.graph), bytes);
+    s.side.arch = TK_RESNET56;
+    assert_int_equal(tk_graph_set_side(s.graph, &s.side, NULL), TK_BADARG);
+    tk_free(df), tk_free(plain), tk_free(with);
+    drop_subject(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -273,6 +452,11 @@ int main(void)
         cmocka_unit_test(a_row_does_not_feel_its_neighbours),
         cmocka_unit_test(a_side_of_another_architecture_is_refused),
         cmocka_unit_test(running_out_of_memory_leaves_no_side),
+        cmocka_unit_test(the_graphs_side_and_its_gradient_are_the_formula),
+        cmocka_unit_test(the_trunks_gradient_through_the_side_equals_a_central_difference),
+        cmocka_unit_test(the_two_ways_back_add_up),
+        cmocka_unit_test(squares_through_the_side_equal_a_loop_over_single_images),
+        cmocka_unit_test(a_graph_without_its_side_has_the_same_bits),
     };
     return cmocka_run_group_tests(tests, make_pool, drop_pool);
 }
