@@ -46,6 +46,12 @@ void tk_stack_fini(tk_stack *stack)
     *stack = (tk_stack){0};
 }
 
+void tk_stack_drop_data(tk_stack *stack)
+{
+    tk_free(stack->data);
+    stack->data = NULL;
+}
+
 size_t tk_stack_rank(const tk_stack *stack)
 {
     return stack->first[stack->n];

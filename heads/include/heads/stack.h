@@ -19,6 +19,9 @@ TK_MUST tk_err tk_stack_of_heads(tk_stack *out, tk_arch arch, size_t n,
                                  const tk_head *const *heads);
 void tk_stack_fini(tk_stack *stack); /* zeroed is fine */
 
+/* Frees the numbers, which a plan has copied; the shape stays, for input and spread. */
+void tk_stack_drop_data(tk_stack *stack);
+
 size_t tk_stack_rank(const tk_stack *stack);  /* of all together */
 tk_side tk_stack_side(const tk_stack *stack); /* borrows the data */
 /* Floats of z for one image: 0 without any adapter. */
