@@ -21,7 +21,8 @@ static tk_err work(tk__job *j)
     if (err != TK_OK) return err;
 
     if (!r->train_trunk) {
-        err = tk__job_keep_probe(j, "the recipe trains the head only");
+        err = r->adapter ? tk__job_adapter(j)
+                         : tk__job_keep_probe(j, "the recipe trains the head only");
         return err == TK_OK ? tk__job_finish(j) : err;
     }
     tk__job_enter(j, TK_STAGE_TRAIN);

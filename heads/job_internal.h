@@ -50,6 +50,8 @@ typedef struct tk__point {
 /* job_prepare.c: everything up to the split and the base's validation. */
 TK_MUST tk_err tk__job_prepare(tk__job *j);
 void tk__job_fini(tk__job *j);
+/* The new head, without weights and adapter. */
+TK_MUST tk_err tk__job_make_head(const tk__job *j, tk_head **out);
 /* DIR/name. */
 TK_MUST tk_err tk__job_path(const tk__job *j, const char *name, char *out, size_t size);
 enum { TK__PATH = 4096 };
@@ -65,6 +67,14 @@ TK_MUST tk_err tk__job_train(tk__job *j, tk__point *point);
 /* From the last point towards the base. When it finds a point that is worth more than j->best, that
  * is in j->now and j->best is empty. */
 TK_MUST tk_err tk__job_line_search(tk__job *j, tk__point *point);
+
+/* job_adapter.c: in place of joint training and decision, for a recipe with an adapter. */
+TK_MUST tk_err tk__job_adapter(tk__job *j);
+/* Rank of the adapter that the recipe asks for; 0: none. */
+static inline size_t tk__job_adapter_rank(const tk__job *j)
+{
+    return j->r->recipe.adapter ? (size_t)j->r->recipe.adapter_rank : 0;
+}
 
 /* job_precisions.c: measures the candidate in every precision, if there is an image to do it with.
  */

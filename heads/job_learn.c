@@ -110,6 +110,7 @@ tk_err tk__job_objective(tk__job *j)
                                     .seed = j->o->seed,
                                     .max_batch = j->r->batch,
                                     .classes = j->r->classes,
+                                    .rank = tk__job_adapter_rank(j),
                                     .arch = j->r->arch,
                                     .pool = j->o->pool};
     return tk_objective_create(&j->objective, &opts, j->diag);
@@ -143,8 +144,11 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
     char checkpoint[TK__PATH];
     tk_err err = tk__job_path(j, "checkpoint.train", checkpoint, sizeof checkpoint);
     if (err != TK_OK) return err;
-    tk_student_copy_weights(&j->now, &j->warm);
-    if (r->warm_up == 0) tk_student_random_head(&j->now, j->o->seed);
+    if (r->adapter)
+        tk_student_start_adapter(&j->now, &j->warm, j->o->seed);
+    else
+        tk_student_copy_weights(&j->now, &j->warm);
+    if (r->warm_up == 0 && !r->adapter) tk_student_random_head(&j->now, j->o->seed);
     const bool distil = r->kappa > 0 && j->n_others > 0;
     /* without the gate there is no floor to search under */
     const bool searches = j->o->gate && j->n_others > 0 && (r->kappa > 0 || r->lambda > 0);
@@ -191,7 +195,7 @@ static tk_err refit(tk__job *j, tk_verdict *verdict)
     tk_err err = tk__job_path(j, file, path, sizeof path);
     if (err != TK_OK) return err;
     unlink(path); /* of an earlier run */
-    err = tk_student_init(&again, j->now.trunk, j->r->classes);
+    err = tk_student_init(&again, j->now.trunk, j->r->classes, 0);
     if (err != TK_OK) return tk_fail(j->diag, err, "job: %s", tk_err_text(err));
     err = open_views(j, file, &teacher, 0, REFIT_VIEWS, &cache);
     if (err == TK_OK) err = fit_head(j, cache, again.head);
@@ -209,7 +213,7 @@ tk_err tk__job_line_search(tk__job *j, tk__point *point)
 {
     tk_student tuned;
     tk_line_search_result result;
-    tk_err err = tk_student_init(&tuned, j->now.trunk, j->r->classes);
+    tk_err err = tk_student_init(&tuned, j->now.trunk, j->r->classes, 0);
     if (err != TK_OK) return tk_fail(j->diag, err, "job: %s", tk_err_text(err));
     tk_student_copy_weights(&tuned, &j->now);
     tk__job_enter(j, TK_STAGE_LINE_SEARCH);

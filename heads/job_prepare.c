@@ -112,17 +112,25 @@ static tk_err split_data(tk__job *j)
     return TK_OK;
 }
 
-static tk_err make_head(tk__job *j)
+tk_err tk__job_make_head(const tk__job *j, tk_head **out)
 {
+    *out = NULL;
     const char **names = tk_calloc(j->r->classes, sizeof *names);
     if (!names) return tk_fail(j->diag, TK_NOMEM, "job: out of memory");
     for (size_t l = 0; l < j->r->classes; l++)
         names[l] = tk_pack_label_name(j->pack, (uint32_t)l);
-    const tk_err err = tk_head_create(&j->head, j->o->head, j->r->classes,
-                                      tk_arch_features(j->r->arch), names, j->diag);
+    const tk_err err = tk_head_create(out, j->o->head, j->r->classes, tk_arch_features(j->r->arch),
+                                      names, j->diag);
     tk_free(names);
     if (err != TK_OK) return err == TK_BADARG ? TK_BADDATA : err;
-    j->head->tolerance = j->o->tolerance;
+    (*out)->tolerance = j->o->tolerance;
+    return TK_OK;
+}
+
+static tk_err make_head(tk__job *j)
+{
+    const tk_err err = tk__job_make_head(j, &j->head);
+    if (err != TK_OK) return err;
     j->r->head = tk_strdup(j->o->head);
     return j->r->head ? TK_OK : tk_fail(j->diag, TK_NOMEM, "job: out of memory");
 }
@@ -167,8 +175,8 @@ static tk_err make_results(tk__job *j)
     tk_err err = r->gate && r->before && r->after && j->scratch ? TK_OK : TK_NOMEM;
     for (size_t h = 0; h < j->n_others && err == TK_OK; h++)
         err = tk_validation_clone(&r->before[h], &tk_validator_before(j->validator)[h]);
-    if (err == TK_OK) err = tk_student_init(&j->warm, j->base->trunk, r->classes);
-    if (err == TK_OK) err = tk_student_init(&j->now, j->base->trunk, r->classes);
+    if (err == TK_OK) err = tk_student_init(&j->warm, j->base->trunk, r->classes, 0);
+    if (err == TK_OK) err = tk_student_init(&j->now, j->base->trunk, r->classes, 0);
     if (err != TK_OK) return tk_fail(j->diag, err, "job: %s", tk_err_text(err));
     return TK_OK;
 }

@@ -126,12 +126,32 @@ static tk_verdict judge(tk__job *j, const tk_validation *now)
     return v;
 }
 
+/* While the trunk stays as it is, so do the others: only the new head is measured. What is
+ * committed is measured with all of them. */
+static tk_err validate_new(tk__job *j, const tk_params *trunk, tk_validation *now)
+{
+    const tk_validation *before = tk_validator_before(j->validator);
+    tk_err err = TK_OK;
+    memset(now, 0, (j->n_others + 1) * sizeof *now);
+    for (size_t h = 0; h < j->n_others && err == TK_OK; h++)
+        err = tk_validation_clone(&now[h], &before[h]);
+    if (err == TK_OK)
+        err = tk_validator_run_new(j->validator, trunk, j->head, &now[j->n_others], j->diag);
+    if (err != TK_OK)
+        for (size_t h = 0; h <= j->n_others; h++)
+            tk_validation_fini(&now[h]);
+    return err;
+}
+
 tk_err tk__job_validate(tk__job *j, const tk_student *student, size_t step, size_t epoch,
                         tk_verdict *verdict, tk_validation *out)
 {
     tk_validation *now = out ? out : j->scratch;
     tk_student_to_head(student, j->head);
-    const tk_err err = tk_validator_run(j->validator, student->trunk, j->head, now, j->diag);
+    const bool untouched = !j->r->recipe.train_trunk && j->stage == TK_STAGE_TRAIN;
+    const tk_err err = untouched
+                           ? validate_new(j, student->trunk, now)
+                           : tk_validator_run(j->validator, student->trunk, j->head, now, j->diag);
     if (err != TK_OK) return err;
     *verdict = judge(j, now);
     const tk_job_validation v = {.stage = j->stage,

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "engine/optim.h"
+#include "heads/model.h"
 #include "heads/search.h"
 
 #define FIELD(name, min, max, whole, help)                                                         \
@@ -31,6 +32,8 @@ static const tk_recipe_field fields[] = {
     FIELD(pad, 0, 0.5, false, "random crop: margin, as a part of the crop"),
     FIELD(flip, 0, 1, true, "1: mirror half of the views"),
     FIELD(scale_min, 0.05, 1, false, "smallest area of a random resized crop; 1: off"),
+    FIELD(adapter_rank, 1, TK_ADAPTER_MAX_RANK, true,
+          "rank of the adapter, in the recipe of that name"),
     FIELD(kappa, 0, 1e4, false, "weight of distillation"),
     FIELD(kappa_sum, 0, 1, true, "0: kappa is shared by the other heads, 1: each has it whole"),
     FIELD(temperature, 0.1, 100, false, "T of distillation"),
@@ -66,6 +69,7 @@ static const tk_recipe base = {
     .pad = 0.125,
     .flip = 1,
     .scale_min = 1,
+    .adapter_rank = 32,
     .temperature = 2,
     .fisher_samples = 400,
     .fisher_gamma = 1,
@@ -115,6 +119,14 @@ static void probe(tk_recipe *r)
     r->line_search = 0;
 }
 
+/* More power than the probe at the same price for the others, which is none. */
+static void adapter(tk_recipe *r)
+{
+    r->train_trunk = false;
+    r->adapter = true;
+    r->line_search = 0;
+}
+
 /* Trunk and head from random weights; the first head of a fresh trunk. */
 static void scratch(tk_recipe *r)
 {
@@ -142,6 +154,8 @@ static const struct {
     {"finetune", finetune, "nothing protects the other heads but the gate"},
     {"finetune-low-lr", finetune_low_lr, "a low rate on the trunk, nothing else"},
     {"probe", probe, "only the new head learns"},
+    {"adapter", adapter,
+     "only the new head learns, with an adapter: low-rank paths beside the trunk"},
     {"scratch", scratch, "a fresh trunk and its first head"},
 };
 enum { RECIPES = sizeof recipes / sizeof *recipes };

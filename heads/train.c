@@ -303,8 +303,9 @@ static tk_err loop_init(loop *l, const tk_train_opts *o, tk_student *student)
     l->views = tk_calloc(o->batch, sizeof *l->views);
     l->t.curve = tk_calloc(l->t.epochs, sizeof *l->t.curve);
     if (!l->order || !l->views || !l->t.curve) return TK_NOMEM;
-    tk_err err = tk_student_init(&l->t.good, student->trunk, student->classes);
-    if (err == TK_OK) err = tk_student_init(&l->t.best, student->trunk, student->classes);
+    tk_err err = tk_student_init(&l->t.good, student->trunk, student->classes, student->rank);
+    if (err == TK_OK)
+        err = tk_student_init(&l->t.best, student->trunk, student->classes, student->rank);
     return err;
 }
 
@@ -314,7 +315,7 @@ static tk_err begin(loop *l, tk_diag *diag)
 {
     tk_diag why = {0};
     tk_student start;
-    tk_err err = tk_student_init(&start, l->t.now->trunk, l->t.now->classes);
+    tk_err err = tk_student_init(&start, l->t.now->trunk, l->t.now->classes, l->t.now->rank);
     if (err != TK_OK) return tk_fail(diag, err, "training: %s", tk_err_text(err));
     tk_student_copy_weights(&start, l->t.now);
     err = tk__checkpoint_load(&l->t, l->o->checkpoint, &why);

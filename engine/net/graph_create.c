@@ -242,11 +242,13 @@ tk_err tk_graph_create(tk_graph **out, tk_arch arch, unsigned px, size_t max_bat
 void tk_graph_destroy(tk_graph *graph)
 {
     if (graph == NULL) return;
+    tk__graph_side_destroy(graph->side);
     tk_free(graph->block);
     tk_free(graph);
 }
 
 size_t tk_graph_bytes(const tk_graph *graph)
 {
-    return sizeof *graph + graph->floats * sizeof *graph->block;
+    const size_t side = graph->side != NULL ? tk__graph_side_bytes(graph->side) : 0;
+    return sizeof *graph + graph->floats * sizeof *graph->block + side;
 }

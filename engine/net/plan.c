@@ -12,11 +12,14 @@
 #include "net/graph_internal.h"
 #include "net/plan_lowp.h"
 #include "net/route.h"
+#include "net/side.h"
 #include "net/winograd.h"
 
 struct tk_plan {
+    tk_arch arch;
     tk__lowp_plan *lowp;  /* not NULL: it does everything, and the rest is empty */
     tk_calibration *seen; /* while tk_plan_calibrate() runs, else NULL */
+    tk__side *side;       /* or NULL */
     tk__layout layout;
     tk__route route;
     tk__exec ex;
@@ -98,6 +101,7 @@ tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_
     if (err != TK_OK) return err;
     tk_plan *p = tk_calloc(1, sizeof *p);
     if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
+    p->arch = params->arch;
     p->max_batch = max_batch;
     p->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool};
     tk__layout_init(&p->layout, params->arch, px, TK__PLAN_IMAGES);
@@ -129,6 +133,7 @@ tk_err tk_plan_create_as(tk_plan **out, const tk_params *params, unsigned px, si
     if (err != TK_OK) return err;
     tk_plan *p = tk_calloc(1, sizeof *p);
     if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
+    p->arch = params->arch;
     p->max_batch = max_batch;
     err = tk__lowp_create(&p->lowp, params, px, max_batch, precision, ranges, pool, diag);
     if (err != TK_OK) {
@@ -142,6 +147,7 @@ tk_err tk_plan_create_as(tk_plan **out, const tk_params *params, unsigned px, si
 void tk_plan_destroy(tk_plan *plan)
 {
     if (plan == NULL) return;
+    tk__side_destroy(plan->side);
     tk__lowp_destroy(plan->lowp);
     tk_free(plan->block);
     tk_free(plan);
@@ -149,8 +155,23 @@ void tk_plan_destroy(tk_plan *plan)
 
 size_t tk_plan_bytes(const tk_plan *plan)
 {
-    if (plan->lowp != NULL) return sizeof *plan + tk__lowp_bytes(plan->lowp);
-    return sizeof *plan + plan->floats * sizeof *plan->block;
+    const size_t side = plan->side != NULL ? tk__side_bytes(plan->side) : 0;
+    if (plan->lowp != NULL) return sizeof *plan + tk__lowp_bytes(plan->lowp) + side;
+    return sizeof *plan + plan->floats * sizeof *plan->block + side;
+}
+
+tk_err tk_plan_set_side(tk_plan *plan, const tk_side *side, tk_diag *diag)
+{
+    const tk__route *route = plan->lowp != NULL ? tk__lowp_route(plan->lowp) : &plan->route;
+    tk_pool *pool = plan->lowp != NULL ? tk__lowp_pool(plan->lowp) : plan->ex.pool;
+    tk__side_destroy(plan->side);
+    plan->side = NULL;
+    if (side->rank == 0) return TK_OK;
+    if (side->arch != plan->arch)
+        return tk_fail(diag, TK_BADARG, "a side of %s does not fit a plan of %s",
+                       tk_arch_name(side->arch), tk_arch_name(plan->arch));
+    const tk_err err = tk__side_create(&plan->side, side, route, plan->lowp != NULL, pool);
+    return err == TK_OK ? err : tk_fail(diag, err, "no memory for a side of rank %zu", side->rank);
 }
 
 void tk_plan_describe(const tk_plan *plan, char *text, size_t size)
@@ -214,6 +235,7 @@ static float *map_at(const tk_plan *p, int m, size_t i0)
 typedef struct run_state {
     const tk_plan *plan;
     const float *x; /* of the whole batch */
+    float *z;       /* the same; NULL: not wanted */
 } run_state;
 
 static void run_pool(const tk_plan *p, const tk__unit *u, size_t i0, size_t n)
@@ -248,17 +270,26 @@ static void run_unit(void *ctx, size_t i, size_t i0, size_t n)
     /* the max pool chooses among the values of the map before: one range serves both */
     for (int m = u->out; m <= last; m++)
         see_map(p, m, n, last, map_at(p, last, i0));
+    const int stage = s->z != NULL ? tk__tap_of(&p->layout, u->out) : -1;
+    if (stage >= 0)
+        tk__side_run(p->side, (size_t)stage, n, map_at(p, u->out, i0),
+                     s->z + i0 * tk__side_width(p->side));
 }
 
 void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
 {
-    assert(n >= 1 && n <= plan->max_batch);
+    tk_plan_run_side(plan, n, x, features, NULL);
+}
+
+void tk_plan_run_side(tk_plan *plan, size_t n, const float *x, float *features, float *z)
+{
+    assert(n >= 1 && n <= plan->max_batch && (z == NULL || plan->side != NULL));
     if (plan->lowp != NULL) {
-        tk__lowp_run(plan->lowp, n, x, features);
+        tk__lowp_run(plan->lowp, n, x, features, plan->side, z);
         return;
     }
     see_map(plan, TK__INPUT_MAP, n, TK__INPUT_MAP, x);
-    tk__route_run(&plan->route, n, run_unit, &(run_state){plan, x});
+    tk__route_run(&plan->route, n, run_unit, &(run_state){plan, x, z});
     if (plan->seen != NULL) return;
     const int last = (int)plan->layout.maps - 1;
     const tk__map *m = &plan->layout.map[last];

@@ -13,6 +13,7 @@
 
 #include "engine/net.h"
 #include "engine/pool.h"
+#include "engine/side.h"
 
 typedef enum tk_bn_mode {
     TK_BN_BATCH,  /* statistics of the batch (biased variance), running ones updated with momentum 0.1
@@ -39,10 +40,24 @@ void tk_graph_backward(tk_graph *graph, const tk_params *params, const float *df
                        float *grads);
 
 /* Per-sample squares, for the Fisher diagonal: squares[j] += sum over i of (d L_i / d theta_j)^2,
- * where dfeatures[i] is the gradient of sample i's own loss. After a TK_BN_FROZEN forward only
- * (samples are then independent). */
+ * where dfeatures[i] and dside[i] (NULL: nothing comes through a side) are the gradients of sample i's
+ * own loss. After a TK_BN_FROZEN forward only (samples are then independent). */
 void tk_graph_backward_squares(tk_graph *graph, const tk_params *params, const float *dfeatures,
-                               float *squares);
+                               const float *dside, float *squares);
+
+/* Gives the graph a side, or other weights for it, or takes it away (rank 0); the weights are copied.
+ * Allocates only when the rank changes. TK_BADARG: it is another architecture's. On failure the graph
+ * has no side. */
+TK_MUST tk_err tk_graph_set_side(tk_graph *graph, const tk_side *side, tk_diag *diag);
+/* The side outputs z [n][S][rank] of the last forward; borrowed until the next, NULL without a side. */
+const float *tk_graph_side(const tk_graph *graph);
+/* tk_graph_backward() for a loss that also depends on z: dside [n][S][rank], NULL for none. The side's
+ * weights are those of the forward. */
+void tk_graph_backward_through(tk_graph *graph, const tk_params *params, const float *dfeatures,
+                               const float *dside, float *grads);
+/* The gradient of the side's own weights: grads [tk_side_size()], overwritten. Before the trunk's
+ * backward of the same forward, or without it. */
+void tk_graph_side_backward(tk_graph *graph, const float *dside, float *grads);
 
 /* The first layer, in forward order and by its weights' name ("layer1.0.conv1.weight"), whose output in
  * the last forward holds a NaN or an infinity; NULL if there is none. */

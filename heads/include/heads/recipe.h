@@ -13,11 +13,13 @@
  * what each means and may be. */
 typedef struct tk_recipe {
     const char *name;
-    bool train_trunk; /* false: probe */
+    bool train_trunk; /* false: only the new head learns, */
+    bool adapter;     /* with an adapter, or by itself: the probe */
     bool from_scratch;
     double epochs, steps, batch, rate, head_rate, momentum, decay, clip, schedule, rise, smoothing,
         batch_norm;
     double warm_up, views, pad, flip, scale_min;
+    double adapter_rank;
     double kappa, kappa_sum, temperature;
     double lambda, fisher_samples, fisher_labels, fisher_collapse, fisher_gamma;
     double validation, validation_max, validate_every, trials, line_search, agreement_slack,

@@ -1,4 +1,5 @@
-/* One training step of the one objective:
+/* One training step of the one objective. A recipe that leaves the trunk alone has its first term
+ * only, by the head and its adapter:
  *
  *     L = CE(new head)
  *       + kappa  * sum over other heads h of  T^2 * KD_T(pseudo-labels of h, current logits of h)
@@ -36,7 +37,7 @@ typedef struct tk_objective_opts {
     const float *fisher, *anchor; /* NULL: no consolidation */
     tk_augment augment;
     uint64_t seed;
-    size_t max_batch, classes;
+    size_t max_batch, classes, rank; /* the student's */
     tk_arch arch;
     tk_pool *pool;
 } tk_objective_opts;
