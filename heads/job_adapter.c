@@ -1,5 +1,6 @@
-/* The recipe that leaves the trunk alone and gives the new head an adapter: trained from the probe
- * on, by the loop of joint training, and kept where it is worth more than the probe. */
+/* The new head beside the trunk: an adapter, trained from the probe on by the loop of joint
+ * training, on the untouched trunk. It is what its recipe ends with, and what every other job that
+ * may choose measures joint training by. */
 #include <stdio.h>
 
 #include "job_internal.h"
@@ -21,50 +22,74 @@ static tk_err reshape(tk__job *j, size_t rank)
     return TK_OK;
 }
 
-static tk_err keep_probe(tk__job *j, const char *why)
+bool tk__job_wants_adapter(const tk__job *j)
 {
-    const tk_err err = reshape(j, 0);
-    return err == TK_OK ? tk__job_keep_probe(j, why) : err;
+    const tk_recipe *r = &j->r->recipe;
+    if (!r->train_trunk) return r->adapter;
+    return r->policy == TK_POLICY_AUTO && !r->from_scratch && j->n_others > 0 && j->o->gate &&
+           j->o->fallback_probe;
 }
 
-static tk_err keep_adapter(tk__job *j)
+/* Trains by the recipe at work, which leaves the trunk alone; what it finds becomes j->adapted. */
+static tk_err train(tk__job *j)
 {
-    tk_job_result *r = j->r;
-    tk_verdict verdict;
-    for (size_t h = 0; h <= j->n_others; h++)
-        tk_validation_fini(&r->after[h]);
-    const tk_err err = tk__job_validate(j, &j->now, 0, 0, &verdict, r->after);
-    if (err != TK_OK) return err;
-    r->outcome = TK_OUTCOME_COMMIT;
-    r->joint_accuracy = tk_validation_accuracy(&r->after[j->n_others]);
-    snprintf(r->reason, sizeof r->reason,
-             "an adapter of rank %zu on the untouched trunk, which changes no other head: %.1f %%, "
-             "the linear probe %.1f %%",
-             j->now.rank, 100 * r->joint_accuracy, 100 * r->probe_accuracy);
+    tk__point point = {0};
+    tk_err err = reshape(j, (size_t)j->r->recipe.adapter_rank);
+    if (err == TK_OK) err = tk__job_objective(j);
+    if (err == TK_OK) err = tk__job_train(j, &point);
+    if (err == TK_DIVERGED) {
+        tk__job_say(j, true, "the adapter: %s", j->diag->text);
+        err = TK_OK;
+    }
+    if (err != TK_OK || !point.found) return err;
+    tk_student *from = j->best.trunk ? &j->best : &j->now;
+    j->adapted = *from, *from = (tk_student){0};
+    j->r->adapter_accuracy = point.verdict.worth; /* nobody loses anything */
     return TK_OK;
 }
 
 tk_err tk__job_adapter(tk__job *j)
 {
-    tk__point point = {0};
-    char why[900];
-    tk_err err = reshape(j, tk__job_adapter_rank(j));
-    if (err != TK_OK) return err;
-    tk__job_enter(j, TK_STAGE_TRAIN);
-    err = tk__job_train(j, &point);
-    if (err == TK_DIVERGED && !point.found) {
-        snprintf(why, sizeof why, "%s", j->diag->text);
-        return keep_probe(j, why);
-    }
-    if (err != TK_OK && err != TK_DIVERGED) return err;
-    tk__job_leave(j);
-    tk__job_enter(j, TK_STAGE_GATE);
-    if (j->o->gate && point.verdict.worth <= j->r->probe_accuracy) {
-        err = keep_probe(j, "the adapter is worth no more than the linear probe");
-    } else {
-        if (j->best.trunk) tk_student_copy_weights(&j->now, &j->best);
-        err = keep_adapter(j);
-    }
+    const tk_recipe recipe = j->r->recipe;
+    tk__job_enter(j, TK_STAGE_ADAPTER);
+    j->r->recipe = tk_recipe_apart(&recipe, true);
+    tk_err err = train(j);
+    j->r->recipe = recipe;
+    tk_objective_destroy(j->objective);
+    j->objective = NULL;
+    if (err == TK_OK) err = reshape(j, 0);
     if (err == TK_OK) tk__job_leave(j);
     return err;
+}
+
+double tk__job_apart_worth(const tk__job *j)
+{
+    const tk_job_result *r = j->r;
+    return j->adapted.trunk && r->adapter_accuracy > r->probe_accuracy ? r->adapter_accuracy
+                                                                       : r->probe_accuracy;
+}
+
+static tk_err keep_adapter(tk__job *j, const char *why)
+{
+    tk_job_result *r = j->r;
+    tk_verdict verdict;
+    for (size_t h = 0; h <= j->n_others; h++)
+        tk_validation_fini(&r->after[h]);
+    tk_err err = reshape(j, j->adapted.rank);
+    if (err != TK_OK) return err;
+    tk_student_copy_weights(&j->now, &j->adapted);
+    err = tk__job_validate(j, &j->now, 0, 0, &verdict, r->after);
+    r->outcome = TK_OUTCOME_COMMIT;
+    snprintf(r->reason, sizeof r->reason,
+             "%s; an adapter of rank %zu on the untouched trunk is kept, which changes no other "
+             "head: %.1f %% (the linear probe %.1f %%)",
+             why, j->now.rank, 100 * tk_validation_accuracy(&r->after[j->n_others]),
+             100 * r->probe_accuracy);
+    return err;
+}
+
+tk_err tk__job_keep_apart(tk__job *j, const char *why)
+{
+    const bool better = !j->o->gate || tk__job_apart_worth(j) > j->r->probe_accuracy;
+    return j->adapted.trunk && better ? keep_adapter(j, why) : tk__job_keep_probe(j, why);
 }

@@ -33,9 +33,10 @@ typedef struct tk__job {
     tk_pseudo_labels *pseudo;
 
     /* learnt */
-    tk_student warm; /* base trunk, warm head: the probe */
-    tk_student now;  /* joint training's last point, then the chosen one */
-    tk_student best; /* joint training's best admissible point; zero: none */
+    tk_student warm;    /* base trunk, warm head: the probe */
+    tk_student now;     /* joint training's last point, then the chosen one */
+    tk_student adapted; /* base trunk, head with adapter; zero: none */
+    tk_student best;    /* joint training's best admissible point; zero: none */
     tk_objective *objective;
     tk_validation *scratch; /* [n_others + 1] */
 } tk__job;
@@ -68,13 +69,15 @@ TK_MUST tk_err tk__job_train(tk__job *j, tk__point *point);
  * is in j->now and j->best is empty. */
 TK_MUST tk_err tk__job_line_search(tk__job *j, tk__point *point);
 
-/* job_adapter.c: in place of joint training and decision, for a recipe with an adapter. */
+/* job_adapter.c */
+/* Does the recipe ask for an adapter, or the policy for its result? */
+bool tk__job_wants_adapter(const tk__job *j);
+/* Trains one, which is then j->adapted unless training diverged at once. */
 TK_MUST tk_err tk__job_adapter(tk__job *j);
-/* Rank of the adapter that the recipe asks for; 0: none. */
-static inline size_t tk__job_adapter_rank(const tk__job *j)
-{
-    return j->r->recipe.adapter ? (size_t)j->r->recipe.adapter_rank : 0;
-}
+/* Accuracy of the better of adapter and probe, which cost nobody anything. */
+double tk__job_apart_worth(const tk__job *j);
+/* That one is the outcome. */
+TK_MUST tk_err tk__job_keep_apart(tk__job *j, const char *why);
 
 /* job_precisions.c: measures the candidate in every precision, if there is an image to do it with.
  */

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/mem.h"
 #include "heads/line_search.h"
 #include "heads/warmup.h"
 #include "job_internal.h"
@@ -110,7 +111,7 @@ tk_err tk__job_objective(tk__job *j)
                                     .seed = j->o->seed,
                                     .max_batch = j->r->batch,
                                     .classes = j->r->classes,
-                                    .rank = tk__job_adapter_rank(j),
+                                    .rank = j->now.rank,
                                     .arch = j->r->arch,
                                     .pool = j->o->pool};
     return tk_objective_create(&j->objective, &opts, j->diag);
@@ -123,6 +124,8 @@ static void take_point(tk__job *j, tk_train_result *t, bool diverged, tk__point 
     j->r->epochs = t->epochs;
     j->r->n_trials = t->n_trials;
     memcpy(j->r->trials, t->trials, sizeof t->trials);
+    j->r->best_epoch = 0;
+    tk_free(j->r->curve);
     j->r->curve = t->curve, t->curve = NULL;
     point->last_admissible =
         !diverged && t->epochs > 0 && j->r->curve[t->epochs - 1].verdict.admissible;
@@ -142,7 +145,8 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
 {
     const tk_recipe *r = &j->r->recipe;
     char checkpoint[TK__PATH];
-    tk_err err = tk__job_path(j, "checkpoint.train", checkpoint, sizeof checkpoint);
+    tk_err err = tk__job_path(j, r->adapter ? "checkpoint.adapter" : "checkpoint.train", checkpoint,
+                              sizeof checkpoint);
     if (err != TK_OK) return err;
     if (r->adapter)
         tk_student_start_adapter(&j->now, &j->warm, j->o->seed);

@@ -33,6 +33,8 @@ static tk_err resolve_recipe(tk__job *j)
     for (size_t i = 0; i < j->o->n_set && err == TK_OK; i++)
         err = tk_recipe_set(recipe, j->o->set[i].name, j->o->set[i].value, j->diag);
     if (err != TK_OK) return err;
+    if (recipe->policy == TK_POLICY_ADAPTER || recipe->policy == TK_POLICY_PROBE)
+        *recipe = tk_recipe_apart(recipe, recipe->policy == TK_POLICY_ADAPTER);
     size_t others = j->base->n_heads;
     if (tk_model_head(j->base, j->o->head)) others--;
     if (recipe->from_scratch && others > 0)
@@ -201,6 +203,7 @@ void tk__job_fini(tk__job *j)
     tk_objective_destroy(j->objective);
     tk_student_fini(&j->warm);
     tk_student_fini(&j->now);
+    tk_student_fini(&j->adapted);
     tk_student_fini(&j->best);
     tk_pseudo_labels_close(j->pseudo);
     tk_validator_destroy(j->validator);

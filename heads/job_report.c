@@ -7,8 +7,8 @@
 #include "job_internal.h"
 
 static const char *const stage_names[TK_STAGE_COUNT] = {
-    "decode", "pseudo-labels", "warm-up", "train", "line-search",
-    "gate",   "precisions",    "fisher",  "write",
+    "decode",      "pseudo-labels", "warm-up",    "adapter", "train",
+    "line-search", "gate",          "precisions", "fisher",  "write",
 };
 
 const char *tk_stage_name(tk_stage stage)
@@ -148,7 +148,7 @@ tk_err tk__job_validate(tk__job *j, const tk_student *student, size_t step, size
 {
     tk_validation *now = out ? out : j->scratch;
     tk_student_to_head(student, j->head);
-    const bool untouched = !j->r->recipe.train_trunk && j->stage == TK_STAGE_TRAIN;
+    const bool untouched = j->stage == TK_STAGE_ADAPTER;
     const tk_err err = untouched
                            ? validate_new(j, student->trunk, now)
                            : tk_validator_run(j->validator, student->trunk, j->head, now, j->diag);

@@ -32,6 +32,8 @@ static const tk_recipe_field fields[] = {
     FIELD(pad, 0, 0.5, false, "random crop: margin, as a part of the crop"),
     FIELD(flip, 0, 1, true, "1: mirror half of the views"),
     FIELD(scale_min, 0.05, 1, false, "smallest area of a random resized crop; 1: off"),
+    FIELD(policy, 0, 3, true,
+          "0 auto: the best of shared trunk, adapter and probe; 1 shared, 2 adapter, 3 probe"),
     FIELD(adapter_rank, 1, TK_ADAPTER_MAX_RANK, true,
           "rank of the adapter, in the recipe of that name"),
     FIELD(kappa, 0, 1e4, false, "weight of distillation"),
@@ -81,6 +83,17 @@ static const tk_recipe base = {
     .agreement_slack = 5,
 };
 
+tk_recipe tk_recipe_apart(const tk_recipe *recipe, bool adapter)
+{
+    tk_recipe r = *recipe;
+    r.train_trunk = false;
+    r.adapter = adapter;
+    r.kappa = r.lambda = 0;
+    r.trials = 1;
+    r.line_search = 0;
+    return r;
+}
+
 /* The naive way, for contrast: what happens to the old heads when nothing protects them. */
 static void finetune(tk_recipe *r)
 {
@@ -115,16 +128,13 @@ static void kd_ewc(tk_recipe *r)
 
 static void probe(tk_recipe *r)
 {
-    r->train_trunk = false;
-    r->line_search = 0;
+    *r = tk_recipe_apart(r, false);
 }
 
 /* More power than the probe at the same price for the others, which is none. */
 static void adapter(tk_recipe *r)
 {
-    r->train_trunk = false;
-    r->adapter = true;
-    r->line_search = 0;
+    *r = tk_recipe_apart(r, true);
 }
 
 /* Trunk and head from random weights; the first head of a fresh trunk. */

@@ -105,8 +105,8 @@ tk_err tk_store_curve_list(tk_store *store, uint64_t job, tk_job_events *out, tk
 {
     return read_events(store,
                        "SELECT body FROM curves WHERE job = ? AND sequence > ? ORDER BY"
-                       " CASE stage WHEN 'warm-up' THEN 1 WHEN 'train' THEN 2"
-                       " WHEN 'line-search' THEN 3 ELSE 4 END, sequence LIMIT ?",
+                       " CASE stage WHEN 'warm-up' THEN 1 WHEN 'adapter' THEN 2 WHEN 'train' THEN 3"
+                       " WHEN 'line-search' THEN 4 ELSE 5 END, sequence LIMIT ?",
                        job, 0, -1, out, diag);
 }
 

@@ -309,6 +309,7 @@ static json_t *training_to_json(const tk_job_result *r)
     put(o, "best_epoch", count(r->best_epoch));
     put(o, "alpha", number(r->alpha));
     put(o, "probe_accuracy", number(r->probe_accuracy));
+    put(o, "adapter_accuracy", number(r->adapter_accuracy));
     put(o, "joint_accuracy", number(r->joint_accuracy));
     put(o, "fisher_scale", number(r->fisher_scale));
     put(o, "trials", trials_to_json(r));

@@ -62,7 +62,8 @@ fi
 expect 2 '--head NAME is missing' "$trunkctl" evaluate "$work/photos"
 expect 2 '--data ID is missing' "$trunkctl" finetune --head x
 expect 2 'expected NAME=NUMBER' "$trunkctl" finetune --head x --data 1 --set kappa "${nowhere[@]}"
-expect 2 'expected probe or reject' "$trunkctl" finetune --head x --data 1 --fallback maybe "${nowhere[@]}"
+expect 2 'expected auto|shared|adapter|probe' "$trunkctl" finetune --head x --data 1 --policy maybe "${nowhere[@]}"
+expect 2 'expected probe|reject' "$trunkctl" finetune --head x --data 1 --fallback maybe "${nowhere[@]}"
 expect 2 'is not a whole number' "$trunkctl" finetune --head x --data one
 expect 2 'go with --repeat' "$trunkctl" classify x.jpg --interval 5
 expect 2 'or else --admin' "$trunkctl" token issue

@@ -399,7 +399,7 @@ static void an_adapter_is_worth_more_than_the_probe_and_costs_nobody_a_bit(void 
     tk_job_result r = run(&o);
     assert_int_equal(r.outcome, TK_OUTCOME_COMMIT);
     assert_non_null(strstr(r.reason, "adapter of rank 6"));
-    assert_true(r.joint_accuracy > r.probe_accuracy);
+    assert_true(r.adapter_accuracy > r.probe_accuracy);
     assert_int_equal(r.gate[0].n01 + r.gate[0].n10, 0);
     assert_true(r.gate[0].admitted);
     assert_memory_equal(r.after[0].answers, r.before[0].answers, r.before[0].n * sizeof(uint32_t));
@@ -408,7 +408,7 @@ static void an_adapter_is_worth_more_than_the_probe_and_costs_nobody_a_bit(void 
     assert_int_equal(now->n_heads, 2);
     assert_same_weights(now->heads[0], was->heads[0]);
     assert_int_equal(now->heads[1]->rank, 6);
-    assert_close(now->heads[1]->best, r.joint_accuracy, 1e-12);
+    assert_close(now->heads[1]->best, r.adapter_accuracy, 1e-12);
     assert_true(now->heads[1]->checks[TK_PRECISION_BF16].n > 0);
     tk_model_destroy(was);
     tk_model_destroy(now);

@@ -1,7 +1,7 @@
 /* One fine-tune, from data set to candidate version:
  *
- *     decode -> split -> pseudo-labels -> warm-up -> joint training -> line search -> gate ->
- *     precisions -> Fisher
+ *     decode -> split -> pseudo-labels -> warm-up -> adapter -> joint training -> line search ->
+ * gate -> precisions -> Fisher
  *
  * Everything lies in the job's directory. Killed or cancelled at any moment and run again, it ends
  * with the same bits. */
@@ -17,6 +17,7 @@ typedef enum tk_stage {
     TK_STAGE_DECODE,
     TK_STAGE_PSEUDO_LABELS,
     TK_STAGE_WARM_UP,
+    TK_STAGE_ADAPTER,
     TK_STAGE_TRAIN,
     TK_STAGE_LINE_SEARCH,
     TK_STAGE_GATE,
@@ -90,12 +91,13 @@ typedef struct tk_job_result {
     tk_arch arch;
     size_t classes, n_images, n_train, n_held, n_unreadable, batch;
     size_t n_others;
-    tk_gate_record *gate;  /* [n_others], of the candidate that was judged last */
-    tk_validation *before; /* [n_others] */
-    tk_validation *after;  /* [n_others + 1], the new head last; of what is committed, or of
-                              what was refused */
-    double probe_accuracy; /* of the new head; NaN: there was no probe */
-    double joint_accuracy; /* of the chosen joint point; NaN: none */
+    tk_gate_record *gate;    /* [n_others], of the candidate that was judged last */
+    tk_validation *before;   /* [n_others] */
+    tk_validation *after;    /* [n_others + 1], the new head last; of what is committed, or of
+                                what was refused */
+    double probe_accuracy;   /* of the new head; NaN: there was no probe */
+    double adapter_accuracy; /* NaN: none was trained */
+    double joint_accuracy;   /* of the chosen joint point; NaN: none */
     size_t best_epoch, restarts, epochs; /* best_epoch 0: none */
     double alpha;                        /* 1: no line search was needed */
     tk_curve_point *curve;               /* [epochs] */

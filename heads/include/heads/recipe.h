@@ -19,7 +19,7 @@ typedef struct tk_recipe {
     double epochs, steps, batch, rate, head_rate, momentum, decay, clip, schedule, rise, smoothing,
         batch_norm;
     double warm_up, views, pad, flip, scale_min;
-    double adapter_rank;
+    double policy, adapter_rank;
     double kappa, kappa_sum, temperature;
     double lambda, fisher_samples, fisher_labels, fisher_collapse, fisher_gamma;
     double validation, validation_max, validate_every, trials, line_search, agreement_slack,
@@ -33,6 +33,17 @@ typedef struct tk_recipe_field {
     bool whole; /* integers only */
     const char *help;
 } tk_recipe_field;
+
+/* Where the new head is to live. */
+typedef enum tk_policy {
+    TK_POLICY_AUTO,    /* on the shared trunk, or apart: whichever held-out images favour */
+    TK_POLICY_SHARED,  /* joint training, or the probe where the gate refuses it */
+    TK_POLICY_ADAPTER, /* as recipe adapter */
+    TK_POLICY_PROBE,   /* as recipe probe */
+} tk_policy;
+
+/* The recipe with its trunk left alone: the probe, or with an adapter. */
+tk_recipe tk_recipe_apart(const tk_recipe *recipe, bool adapter);
 
 /* The defaults of recipe `name` for a network. TK_BADARG lists the names that exist. */
 TK_MUST tk_err tk_recipe_find(tk_recipe *out, const char *name, tk_arch arch, tk_diag *diag);
