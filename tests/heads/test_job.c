@@ -240,8 +240,8 @@ static void a_damaged_checkpoint_is_not_believed(void **state)
     tk_job_result r;
     size_t size, size_a, size_b;
     const char *path = file_in("damaged", "checkpoint.train");
-    while (access(path, F_OK) != 0) { /* until it is in the midst of joint training */
-        s = (spy){.stop_after = 5};
+    for (long stop = 8; access(path, F_OK) != 0; stop++) { /* until joint training has begun */
+        s = (spy){.stop_after = stop};
         const tk_err err = tk_job_run(&o, &r, NULL);
         tk_job_result_fini(&r);
         assert_int_equal(err, TK_CANCELLED);
