@@ -45,6 +45,7 @@ typedef struct tk__conv {
     size_t n, ih, iw, ic, oh, ow, oc, ky, kx, stride;
     ptrdiff_t pad_y, pad_x;
     size_t winograd; /* 0: computed directly; 2 or 4: by Winograd tiles of this size (net/conv.h) */
+    size_t bf16;     /* 1: products of bfloat16 operands with fp32 sums (mixed.h); 0: fp32 */
 } tk__conv;
 
 typedef struct tk__pool_shape {

@@ -111,5 +111,6 @@ tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n)
                     .pad_y = (ptrdiff_t)u->pad,
                     .pad_x = (ptrdiff_t)u->pad};
     geo.winograd = tk__conv_choose(&geo, l->images);
+    geo.bf16 = l->bf16;
     return geo;
 }
