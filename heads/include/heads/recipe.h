@@ -16,7 +16,7 @@ typedef struct tk_recipe {
     bool train_trunk; /* false: probe */
     bool from_scratch;
     double epochs, steps, batch, rate, head_rate, momentum, decay, clip, schedule, rise, smoothing,
-        batch_norm;
+        batch_norm, compute;
     double warm_up, views, pad, flip, scale_min;
     double kappa, kappa_sum, temperature;
     double lambda, fisher_samples, fisher_labels, fisher_collapse, fisher_gamma;
