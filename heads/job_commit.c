@@ -29,7 +29,7 @@ tk_err tk__job_keep_probe(tk__job *j, const char *why)
 {
     tk_job_result *r = j->r;
     char gate[512];
-    bool admitted;
+    bool admitted = false;
     tk_student_copy_weights(&j->now, &j->warm);
     r->outcome = TK_OUTCOME_PROBE;
     snprintf(r->reason, sizeof r->reason,
@@ -51,7 +51,7 @@ tk_err tk__job_decide(tk__job *j, const tk__point *point, bool diverged)
 {
     tk_job_result *r = j->r;
     char gate[512], why[900];
-    bool admitted;
+    bool admitted = false;
     tk__job_enter(j, TK_STAGE_GATE);
     tk_err err = TK_OK;
     if (!point->found) {

@@ -286,6 +286,9 @@ static tk_err read_model(tk_model **out, const json_t *root, const tk_tensors *t
         if (err != TK_OK) return err;
     }
     err = tk__ranges_from_json(&(*out)->ranges, root, diag);
+    if (err == TK_OK && (*out)->ranges.maps != 0 && (*out)->ranges.maps != tk_arch_maps(arch))
+        err = tk_fail(diag, TK_BADDATA, "metadata \"trunkd\": ranges of %u maps, but %s has %zu",
+                      (*out)->ranges.maps, tk_arch_name(arch), tk_arch_maps(arch));
     if (err != TK_OK) return err;
     const bool ewc = json_object_get(root, "fisher_scale") != NULL;
     err = check_count(*out, tensors, ewc, diag);

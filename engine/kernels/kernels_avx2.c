@@ -3,7 +3,7 @@
 #include <immintrin.h>
 
 #include "kernels/elementwise.h"
-#include "kernels/tile.h"
+#include "kernels/prefetch.h"
 
 enum { MR = 6, NR = 16, VL = 8 };
 
@@ -64,26 +64,39 @@ TK__INLINE __m256 finish(const tk__gemm *g, __m256 v, size_t at, size_t col, __m
     return g->relu ? vec_relu(v) : v;
 }
 
+/* acc += a column of A times a row of B. */
+TK__INLINE void step(__m256 acc[MR][2], const float *p[2], const float *b, size_t mr, size_t rs,
+                     size_t cs, bool unit_rows)
+{
+    const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + VL);
+    TK__UNROLL
+    for (size_t i = 0; i < mr; i++) {
+        const __m256 v = _mm256_set1_ps(unit_rows ? p[0][i] : p[i / 3][i % 3 * rs]);
+        acc[i][0] = _mm256_fmadd_ps(v, b0, acc[i][0]);
+        acc[i][1] = _mm256_fmadd_ps(v, b1, acc[i][1]);
+    }
+    p[0] += cs, p[1] += cs;
+}
+
 /* Rows i0 .. i0+mr-1. mr and unit_rows are constants at every call: the loops unroll. */
 TK__INLINE void tile(const tk__gemm *g, size_t i0, size_t mr, bool unit_rows)
 {
     const size_t rs = g->rs, cs = unit_rows ? g->cs : 1, ldb = g->ldb;
     const float *a = g->a + i0 * rs, *b = g->b;
     const float *p[2] = {a, a + 3 * rs};
+    prefetch_rows next = prefetch_begin(g, i0, mr);
     __m256 acc[MR][2];
     TK__UNROLL
     for (size_t i = 0; i < mr; i++)
         acc[i][0] = acc[i][1] = _mm256_setzero_ps();
-    for (size_t k = 0; k < g->k; k++, b += ldb) {
-        const __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + VL);
-        TK__UNROLL
-        for (size_t i = 0; i < mr; i++) {
-            const __m256 v = _mm256_set1_ps(unit_rows ? p[0][i] : p[i / 3][i % 3 * rs]);
-            acc[i][0] = _mm256_fmadd_ps(v, b0, acc[i][0]);
-            acc[i][1] = _mm256_fmadd_ps(v, b1, acc[i][1]);
+    size_t k = 0;
+    if (prefetches(g))
+        for (; k < g->k; k++, b += ldb) {
+            prefetch_step(g, i0, k, mr, &next);
+            step(acc, p, b, mr, rs, cs, unit_rows);
         }
-        p[0] += cs, p[1] += cs;
-    }
+    for (; k < g->k; k++, b += ldb)
+        step(acc, p, b, mr, rs, cs, unit_rows);
     const __m256i m0 = lane_mask(g->n), m1 = lane_mask(g->n > VL ? g->n - VL : 0);
     TK__UNROLL
     for (size_t i = 0; i < mr; i++) {

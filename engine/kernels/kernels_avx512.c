@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #include "kernels/elementwise.h"
+#include "kernels/prefetch.h"
 #include "kernels/vec_avx512.h"
 
 enum { MR = 14, NR = 32 };
@@ -28,27 +29,40 @@ TK__INLINE __m512 finish(const tk__gemm *g, __m512 v, size_t at, size_t col, __m
     return g->relu ? vec_relu(v) : v;
 }
 
+/* acc += a column of A times a row of B. */
+TK__INLINE void step(__m512 acc[MR][2], const float *p[5], const float *b, size_t mr, size_t nv,
+                     size_t rs, size_t cs, bool unit_rows)
+{
+    const __m512 b0 = _mm512_loadu_ps(b);
+    const __m512 b1 = nv > 1 ? _mm512_loadu_ps(b + VL) : b0;
+    TK__UNROLL
+    for (size_t i = 0; i < mr; i++) {
+        const __m512 v = load_a(p, i, rs, unit_rows);
+        acc[i][0] = _mm512_fmadd_ps(v, b0, acc[i][0]);
+        if (nv > 1) acc[i][1] = _mm512_fmadd_ps(v, b1, acc[i][1]);
+    }
+    p[0] += cs, p[1] += cs, p[2] += cs, p[3] += cs, p[4] += cs;
+}
+
 /* Rows i0 .. i0+mr-1. mr, nv and unit_rows are constants at every call: the loops unroll. */
 TK__INLINE void tile(const tk__gemm *g, size_t i0, size_t mr, size_t nv, bool unit_rows)
 {
     const size_t rs = g->rs, cs = unit_rows ? g->cs : 1, ldb = g->ldb;
     const float *a = g->a + i0 * rs, *b = g->b;
     const float *p[5] = {a, a + 3 * rs, a + 6 * rs, a + 9 * rs, a + 12 * rs};
+    prefetch_rows next = prefetch_begin(g, i0, mr);
     __m512 acc[MR][2];
     TK__UNROLL
     for (size_t i = 0; i < mr; i++)
         acc[i][0] = acc[i][1] = _mm512_setzero_ps();
-    for (size_t k = 0; k < g->k; k++, b += ldb) {
-        const __m512 b0 = _mm512_loadu_ps(b);
-        const __m512 b1 = nv > 1 ? _mm512_loadu_ps(b + VL) : b0;
-        TK__UNROLL
-        for (size_t i = 0; i < mr; i++) {
-            const __m512 v = load_a(p, i, rs, unit_rows);
-            acc[i][0] = _mm512_fmadd_ps(v, b0, acc[i][0]);
-            if (nv > 1) acc[i][1] = _mm512_fmadd_ps(v, b1, acc[i][1]);
+    size_t k = 0;
+    if (prefetches(g))
+        for (; k < g->k; k++, b += ldb) {
+            prefetch_step(g, i0, k, mr, &next);
+            step(acc, p, b, mr, nv, rs, cs, unit_rows);
         }
-        p[0] += cs, p[1] += cs, p[2] += cs, p[3] += cs, p[4] += cs;
-    }
+    for (; k < g->k; k++, b += ldb)
+        step(acc, p, b, mr, nv, rs, cs, unit_rows);
     const __mmask16 last = (__mmask16)(0xffffu >> (nv * VL - g->n));
     TK__UNROLL
     for (size_t i = 0; i < mr; i++) {

@@ -83,6 +83,22 @@ size_t tk_arch_features(tk_arch arch)
     return tk__arch_block(arch, tk__arch_blocks(arch) - 1).out;
 }
 
+size_t tk__arch_units(tk_arch arch)
+{
+    size_t n = 1;
+    for (unsigned i = 0; i < tk__arch_blocks(arch); i++) {
+        const tk__block b = tk__arch_block(arch, i);
+        n += (b.bottleneck ? 3u : 2u) + b.downsample;
+    }
+    return n;
+}
+
+size_t tk_arch_maps(tk_arch arch)
+{
+    const size_t input = 1, pooled = tk__arch_describe(arch)->stem == TK__STEM_IMAGENET;
+    return input + tk__arch_units(arch) + pooled;
+}
+
 tk_err tk_arch_check_px(tk_arch arch, unsigned px, tk_diag *diag)
 {
     const tk__arch_desc *desc = tk__arch_describe(arch);

@@ -38,6 +38,9 @@ typedef struct tk__block {
 
 const tk__arch_desc *tk__arch_describe(tk_arch arch);
 unsigned tk__arch_blocks(tk_arch arch); /* of all stages */
+/* Convolutions, each with its batch norm, in the order in which tk_params.table names them: the
+ * downsample after its block's last. */
+size_t tk__arch_units(tk_arch arch);
 /* Block i (0..blocks-1) in forward order. */
 tk__block tk__arch_block(tk_arch arch, unsigned i);
 

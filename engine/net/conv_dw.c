@@ -4,6 +4,7 @@
  * chunk; with several chunks each has its own partial dW, and these are added in order. */
 #include <string.h>
 
+#include "net/positions.h"
 #include "net/winograd.h"
 
 enum {
@@ -21,19 +22,12 @@ typedef struct dw_state {
     float *dw; /* [chunks][k][oc] */
     size_t k, slice, slices;
     size_t pixels, chunk, chunks;
+    size_t most_chunks; /* grows with the number of images, which `chunks` need not */
 } dw_state;
 
 size_t tk__conv_dw_scratch(void)
 {
     return (size_t)BLOCK_PIXELS * (TK__NR_MAX + SLICE + PAD);
-}
-
-/* Grows with the number of images, which the number of chunks in use need not. */
-static size_t chunks_at_most(const dw_state *s)
-{
-    const size_t want = (size_t)4 * tk_pool_threads(s->ex->pool);
-    return tk__min_size(tk__div_up(want, s->slices),
-                        tk__div_up(s->pixels, (size_t)4 * BLOCK_PIXELS));
 }
 
 static dw_state plan(const tk__exec *ex, const tk__conv *geo)
@@ -42,10 +36,17 @@ static dw_state plan(const tk__exec *ex, const tk__conv *geo)
                   .geo = *geo,
                   .k = geo->ky * geo->kx * geo->ic,
                   .pixels = geo->n * geo->oh * geo->ow};
-    s.slice = tk__div_up(s.k, tk__div_up(s.k, SLICE));
-    s.slices = tk__div_up(s.k, s.slice);
-    s.chunk = tk__div_up(s.pixels, chunks_at_most(&s));
+    const size_t threads = tk_pool_threads(ex->pool), want = 4 * threads;
+    s.slices = tk__div_up(s.k, SLICE);
+    s.most_chunks =
+        tk__min_size(tk__div_up(want, s.slices), tk__div_up(s.pixels, (size_t)4 * BLOCK_PIXELS));
+    s.chunk = tk__div_up(s.pixels, s.most_chunks);
     s.chunks = tk__div_up(s.pixels, s.chunk);
+    /* few tasks: narrower slices, until every thread has as many */
+    while (s.slices * s.chunks < want && s.slices * s.chunks % threads != 0 && s.slices < s.k)
+        s.slices++;
+    s.slice = tk__div_up(s.k, s.slices);
+    s.slices = tk__div_up(s.k, s.slice);
     return s;
 }
 
@@ -163,17 +164,20 @@ static void sum_task(void *ctx, size_t task, size_t thread)
 
 size_t tk__conv_partials(const tk__exec *ex, const tk__conv *geo)
 {
-    if (geo->winograd != 0) return tk__wino_partials(ex, geo, geo->winograd);
+    if (tk__is_winograd(geo->way)) return tk__wino_partials(ex, geo, geo->way);
     const dw_state s = plan(ex, geo);
-    const size_t chunks = chunks_at_most(&s);
-    return chunks > 1 ? chunks * s.k * geo->oc : 0;
+    return s.most_chunks > 1 ? s.most_chunks * s.k * geo->oc : 0;
 }
 
 void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const tk__input *in, const float *dy,
                  float *dw, float *partials)
 {
-    if (geo->winograd != 0) {
-        tk__wino_dw(ex, geo, geo->winograd, in, dy, dw, partials);
+    if (geo->way == TK__BY_POSITION && tk__positions_suit_dw(geo)) {
+        tk__positions_dw(ex, geo, in, dy, dw);
+        return;
+    }
+    if (tk__is_winograd(geo->way)) {
+        tk__wino_dw(ex, geo, geo->way, in, dy, dw, partials);
         return;
     }
     dw_state s = plan(ex, geo);

@@ -79,15 +79,15 @@ static void forward_unit(tk_graph *g, tk_params *params, size_t i)
         use_running(params, u, c, g->mean[i], g->invstd[i]);
         tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], g->scale[i], g->shift[i]);
     }
-    tk__conv_pack(&g->ex, &geo, tk__param_at(params, u->conv), NULL, g->packed);
-    tk__conv_run(&g->ex, &(tk__conv_job){.geo = geo,
-                                         .in = tk__graph_input(g, u->in),
-                                         .packed = g->packed,
-                                         .y = g->pre[i],
-                                         .post = batch       ? after_batch
-                                                 : y != NULL ? after_frozen
-                                                             : NULL,
-                                         .post_ctx = &after});
+    tk__conv_run_once(&g->ex,
+                      &(tk__conv_job){.geo = geo,
+                                      .in = tk__graph_input(g, u->in),
+                                      .y = g->pre[i],
+                                      .post = batch       ? after_batch
+                                              : y != NULL ? after_frozen
+                                                          : NULL,
+                                      .post_ctx = &after},
+                      tk__param_at(params, u->conv), g->packed);
     if (!batch) return;
     merge_statistics(g, params, i, &geo);
     tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], g->scale[i], g->shift[i]);

@@ -6,17 +6,6 @@
 
 #include "net/arch_internal.h"
 
-/* Units in the order in which tk_params.table names them: the downsample after its block's last. */
-static size_t count_units(tk_arch arch)
-{
-    size_t n = 1;
-    for (unsigned i = 0; i < tk__arch_blocks(arch); i++) {
-        const tk__block b = tk__arch_block(arch, i);
-        n += (b.bottleneck ? 3u : 2u) + b.downsample;
-    }
-    return n;
-}
-
 static int add_map(tk__layout *l, size_t h, size_t w, size_t c)
 {
     assert(l->maps < TK__MAX_MAPS);
@@ -69,7 +58,7 @@ static int add_block(tk__layout *l, const tk__block *b, size_t at, size_t total,
 void tk__layout_init(tk__layout *l, tk_arch arch, size_t px, size_t images)
 {
     const tk__arch_desc *desc = tk__arch_describe(arch);
-    const size_t total = count_units(arch);
+    const size_t total = tk__arch_units(arch);
     const bool imagenet = desc->stem == TK__STEM_IMAGENET;
     memset(l, 0, sizeof *l);
     l->images = images;
@@ -110,7 +99,7 @@ tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n)
                     .stride = u->stride,
                     .pad_y = (ptrdiff_t)u->pad,
                     .pad_x = (ptrdiff_t)u->pad};
-    geo.winograd = tk__conv_choose(&geo, l->images);
-    geo.bf16 = l->bf16;
+    geo.way = tk__conv_choose(&geo, l->images);
+    geo.bf16 = l->bf16 && geo.way != TK__BY_POSITION;
     return geo;
 }

@@ -12,6 +12,7 @@
 #include "net/graph_internal.h"
 #include "net/plan_lowp.h"
 #include "net/route.h"
+#include "net/winograd.h"
 
 struct tk_plan {
     tk__lowp_plan *lowp;  /* not NULL: it does everything, and the rest is empty */
@@ -159,9 +160,9 @@ void tk_plan_describe(const tk_plan *plan, char *text, size_t size)
         plan->lowp != NULL ? tk__lowp_precision(plan->lowp) : TK_PRECISION_FP32;
     size_t all = plan->lowp != NULL ? tk__lowp_winograd(plan->lowp) : 0, large = 0;
     for (size_t i = 0; plan->lowp == NULL && i < l->units; i++) {
-        const size_t m = tk__unit_geo(l, &l->unit[i], 1).winograd;
-        all += m != 0;
-        large += m == 4;
+        const tk__conv_way way = tk__unit_geo(l, &l->unit[i], 1).way;
+        all += tk__is_winograd(way);
+        large += way == TK__WINOGRAD_4;
     }
     (void)snprintf(text, size,
                    "%s, %s: %zu of %zu convolutions by Winograd, %zu of them F(4x4), %zu MiB",
@@ -198,11 +199,11 @@ static void avg_pool_task(void *ctx, size_t image, size_t thread)
     s->kn->avg_pool(rows, c, s->x + image * rows * c, s->y + image * c);
 }
 
-/* Every map but the one that only the max pool reads, which chooses among its values. */
-static void see_map(const tk_plan *plan, int map, size_t n, const float *values)
+/* The range of `map` from the values of map `seen`. */
+static void see_map(const tk_plan *plan, int map, size_t n, int seen, const float *values)
 {
     if (plan->seen != NULL)
-        tk__calibrate_map(plan->seen, map, n * tk__map_floats(&plan->layout.map[map]), values);
+        tk__calibrate_map(plan->seen, map, n * tk__map_floats(&plan->layout.map[seen]), values);
 }
 
 static float *map_at(const tk_plan *p, int m, size_t i0)
@@ -243,8 +244,10 @@ static void run_unit(void *ctx, size_t i, size_t i0, size_t n)
                         .bias = p->bias[i],
                         .residual = u->residual == TK__NO_MAP ? NULL : map_at(p, u->residual, i0)});
     if (u->pool_after) run_pool(p, u, i0, n);
-    const int made = u->pool_after ? u->out + 1 : u->out;
-    see_map(p, made, n, map_at(p, made, i0));
+    const int last = u->pool_after ? u->out + 1 : u->out;
+    /* the max pool chooses among the values of the map before: one range serves both */
+    for (int m = u->out; m <= last; m++)
+        see_map(p, m, n, last, map_at(p, last, i0));
 }
 
 void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
@@ -254,7 +257,7 @@ void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
         tk__lowp_run(plan->lowp, n, x, features);
         return;
     }
-    see_map(plan, TK__INPUT_MAP, n, x);
+    see_map(plan, TK__INPUT_MAP, n, TK__INPUT_MAP, x);
     tk__route_run(&plan->route, n, run_unit, &(run_state){plan, x});
     if (plan->seen != NULL) return;
     const int last = (int)plan->layout.maps - 1;

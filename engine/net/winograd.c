@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "net/positions.h"
+
 enum {
     BLOCK_FLOATS = 16 * 1024, /* what a task's transformed tiles may take, if they are enough */
     MIN_TILES = 14,           /* enough: a register tile, so that weights are worth reading */
@@ -121,6 +123,21 @@ typedef struct run_state {
     size_t panels, splits;  /* per task; tasks per block */
 } run_state;
 
+/* What the output transform will touch is fetched during the products: a product of some rows asks
+ * for as many pixels of the block, m * m products for all. First the residual's, then y's. */
+static void look_ahead(const run_state *s, const tk__wino *w, size_t p, size_t j, tk__gemm *g)
+{
+    const tk__conv *geo = &w->geo;
+    const size_t row = w->t0 / w->tw, pass = w->m * w->m;
+    const size_t first = (row / w->th * geo->oh + row % w->th * w->m) * geo->ow;
+    const size_t pixel = first + p % pass * w->tiles;
+    const float *map = p < pass ? s->job->residual : p < 2 * pass ? s->job->y : NULL;
+    if (map == NULL || pixel + w->tiles > geo->n * geo->oh * geo->ow) return;
+    g->ahead = map + pixel * geo->oc + j;
+    g->ahead_pitch = geo->oc;
+    g->ahead_lines = g->n / TK__LANES;
+}
+
 static void products(const run_state *s, const tk__wino *w, const float *v, size_t point, size_t j,
                      float *u, size_t u_point)
 {
@@ -128,17 +145,20 @@ static void products(const run_state *s, const tk__wino *w, const float *v, size
     const size_t ic = w->geo.ic, oc = w->geo.oc, points = points_of(w->m);
     const size_t width = tk__panel_width(kn, oc - j);
     const float *weights = s->job->packed + j * ic * points;
-    for (size_t p = 0; p < points; p++)
-        kn->gemm(&(tk__gemm){.m = w->tiles,
-                             .n = width,
-                             .k = ic,
-                             .a = v + p * point,
-                             .rs = ic,
-                             .cs = 1,
-                             .b = weights + p * ic * width,
-                             .ldb = width,
-                             .c = u + p * u_point,
-                             .ldc = width});
+    for (size_t p = 0; p < points; p++) {
+        tk__gemm g = {.m = w->tiles,
+                      .n = width,
+                      .k = ic,
+                      .a = v + p * point,
+                      .rs = ic,
+                      .cs = 1,
+                      .b = weights + p * ic * width,
+                      .ldb = width,
+                      .c = u + p * u_point,
+                      .ldc = width};
+        look_ahead(s, w, p, j, &g);
+        kn->gemm(&g);
+    }
 }
 
 /* As products(), of rows of bfloat16 numbers. */
@@ -263,16 +283,16 @@ static size_t du_floats(const dw_state *s)
     return points_of(s->all.m) * s->all.geo.ic * s->all.geo.oc;
 }
 
-static bool is_small(const dw_state *s)
+static bool is_small(const tk__conv *geo)
 {
-    return s->all.geo.ic * s->all.geo.oc <= SMALL;
+    return geo->ic * geo->oc <= SMALL;
 }
 
 static dw_state plan_dw(const tk__exec *ex, const tk__conv *geo, size_t m)
 {
     dw_state s = {.ex = ex, .all = tiles_of(geo, m)};
     s.tiles = geo->n * s.all.th * s.all.tw;
-    if (is_small(&s)) {
+    if (is_small(&s.all.geo)) {
         s.chunks =
             tk__min_size((size_t)4 * tk_pool_threads(ex->pool), tk__div_up(s.tiles, DW_TILES));
     } else {
@@ -292,7 +312,7 @@ static size_t transform_floats(const tk__conv *geo, size_t m, size_t tiles)
 size_t tk__wino_partials(const tk__exec *ex, const tk__conv *geo, size_t m)
 {
     const dw_state s = plan_dw(ex, geo, m);
-    if (is_small(&s)) return (size_t)4 * tk_pool_threads(ex->pool) * du_floats(&s);
+    if (is_small(&s.all.geo)) return (size_t)4 * tk_pool_threads(ex->pool) * du_floats(&s);
     const size_t fit = SHARED_FLOATS / (points_of(m) * (geo->ic + geo->oc));
     return du_floats(&s) +
            transform_floats(geo, m, tk__min_size(s.tiles, tk__max_size(fit, DW_TILES)));
@@ -304,7 +324,7 @@ size_t tk__wino_scratch(const tk__conv *geo, size_t m)
     back.ic = geo->oc;
     back.oc = geo->ic;
     const size_t forward = tk__max_size(forward_scratch(geo, m), forward_scratch(&back, m));
-    return tk__max_size(forward, transform_floats(geo, m, DW_TILES));
+    return is_small(geo) ? tk__max_size(forward, transform_floats(geo, m, DW_TILES)) : forward;
 }
 
 /* du of one point, rows i0..i1-1, (+)= the product of the transforms of `tiles` tiles. */
@@ -414,7 +434,7 @@ static void finish_task(void *ctx, size_t i, size_t thread)
     const dw_state *s = ctx;
     (void)thread;
     const size_t ic = s->all.geo.ic, oc = s->all.geo.oc, points = points_of(s->all.m);
-    for (size_t c = 1; is_small(s) && c < s->chunks; c++)
+    for (size_t c = 1; is_small(&s->all.geo) && c < s->chunks; c++)
         for (size_t p = 0; p < points; p++)
             s->ex->kn->add(oc, s->du + (p * ic + i) * oc,
                            s->du + c * du_floats(s) + (p * ic + i) * oc);
@@ -446,7 +466,7 @@ void tk__wino_dw(const tk__exec *ex, const tk__conv *geo, size_t m, const tk__in
     s.dy = dy;
     s.dw = dw;
     s.du = partials;
-    if (is_small(&s))
+    if (is_small(&s.all.geo))
         tk_pool_run(ex->pool, s.chunks, small_task, &s);
     else
         run_shared(&s, partials);
@@ -456,27 +476,35 @@ void tk__wino_dw(const tk__exec *ex, const tk__conv *geo, size_t m, const tk__in
 /* --- the choice --- */
 
 /* Cycles of an image, with one vector multiply-add per cycle, what the transforms of 16 channels of
- * a tile take (measured), and the packed weights read at `images` images a time. */
-static double cost(const tk__conv *g, size_t m, size_t images)
+ * a tile take (measured), and the weights read at `images` images a time. */
+static double cost(const tk__conv *g, tk__conv_way way, size_t images)
 {
     enum { WEIGHT_BYTES_PER_CYCLE = 8 };
     const double ic = (double)g->ic / TK__LANES, oc = (double)g->oc / TK__LANES;
     const double product = ic * oc * TK__LANES;
-    const double points = m == 0 ? 9 : (double)points_of(m);
+    const size_t m = way;
+    const double points = tk__is_winograd(way) ? (double)points_of(m) : (double)(g->ky * g->kx);
     const double weights = points * product * 64 / WEIGHT_BYTES_PER_CYCLE / (double)images;
-    if (m == 0) return (double)(g->oh * g->ow) * 9 * product + weights;
+    if (way == TK__DIRECT) return (double)(g->oh * g->ow) * points * product + weights;
+    if (way == TK__BY_POSITION) return tk__positions_cost(g) + weights;
     const double tiles = (double)(tk__div_up(g->oh, m) * tk__div_up(g->ow, m));
     const double transforms = m == 2 ? 70 * ic + 60 * oc : 200 * ic + 150 * oc;
     return tiles * (points * product + transforms) + weights;
 }
 
-size_t tk__conv_choose(const tk__conv *geo, size_t images)
+static bool can(const tk__conv *g, tk__conv_way way)
 {
-    if (geo->ky != 3 || geo->kx != 3 || geo->stride != 1 || geo->ic % TK__LANES != 0 ||
-        geo->oc % TK__LANES != 0 || geo->ic > TK__MAX_C || geo->oc > TK__MAX_C)
-        return 0;
-    size_t best = 0;
-    for (size_t m = 2; m <= 4; m += 2)
-        if (cost(geo, m, images) < cost(geo, best, images)) best = m;
+    if (!tk__is_winograd(way)) return true;
+    return g->ky == 3 && g->kx == 3 && g->stride == 1 && g->ic % TK__LANES == 0 &&
+           g->oc % TK__LANES == 0 && g->ic <= TK__MAX_C && g->oc <= TK__MAX_C;
+}
+
+tk__conv_way tk__conv_choose(const tk__conv *geo, size_t images)
+{
+    static const tk__conv_way ways[] = {TK__BY_POSITION, TK__WINOGRAD_2, TK__WINOGRAD_4};
+    tk__conv_way best = TK__DIRECT;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
+        if (can(geo, ways[i]) && cost(geo, ways[i], images) < cost(geo, best, images))
+            best = ways[i];
     return best;
 }

@@ -1,9 +1,14 @@
 /* 3x3 convolutions of stride 1 by Winograd's minimal filtering (kernels/winograd.h), and the choice
- * between it and the direct product of patches (conv.h). */
+ * between the ways (conv.h). */
 #ifndef NET_WINOGRAD_H
 #define NET_WINOGRAD_H
 
 #include "net/conv.h"
+
+static inline bool tk__is_winograd(tk__conv_way way)
+{
+    return way == TK__WINOGRAD_2 || way == TK__WINOGRAD_4;
+}
 
 /* The packed weights: for each panel of columns, for each point, [ic][width]. */
 size_t tk__wino_pack_size(size_t m, size_t ic, size_t oc);

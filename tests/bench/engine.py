@@ -314,20 +314,19 @@ def roof_cells(ms, gflop, gbyte, peak):
 
 
 def print_layers(case, rows, peak):
-    print(f"\n{case}\n{'units  convolution':34}{'pass':8}{'ms':>9}{'all, ms':>10}{'GFLOP/s':>10}"
+    print(f"\n{case}\n{'units  convolution':42}{'pass':8}{'ms':>9}{'all, ms':>10}{'GFLOP/s':>10}"
           f"{'of peak':>9}{'GB/s':>10}{'of peak':>9}")
     sums = {pass_: (0, 0, 0) for pass_ in ["forward", "dx", "dw", "all"]}
     for r in rows:
         units, numbers = int(r["units"]), [float(r[n]) for n in ("ms", "gflop", "gbyte")]
-        method = f" F({r['winograd']}x{r['winograd']})" if r["winograd"] != "0" else ""
-        shape = f"{r['px']} px {r['ic']}->{r['oc']} {r['k']}x{r['k']}/{r['stride']}{method}"
-        print(f"{units:5}  {shape:27}{r['pass']:8}{numbers[0]:>9.3f}{units * numbers[0]:>10.3f}"
+        shape = f"{r['px']} px {r['ic']}->{r['oc']} {r['k']}x{r['k']}/{r['stride']} {r['way']}"
+        print(f"{units:5}  {shape:35}{r['pass']:8}{numbers[0]:>9.3f}{units * numbers[0]:>10.3f}"
               + roof_cells(*numbers, peak))
         for name in (r["pass"], "all"):
             sums[name] = [s + units * n for s, n in zip(sums[name], numbers)]
     for name, (ms, gflop, gbyte) in sums.items():
         if ms > 0 and (name != "all" or sums["dw"][0] > 0):
-            print(f"{'       sum':34}{name:8}{'':9}{ms:>10.3f}" + roof_cells(ms, gflop, gbyte, peak))
+            print(f"{'       sum':42}{name:8}{'':9}{ms:>10.3f}" + roof_cells(ms, gflop, gbyte, peak))
 
 
 # --- command line ---

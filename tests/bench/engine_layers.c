@@ -76,8 +76,8 @@ static void run_infer(void *ctx)
 static void run_forward(void *ctx)
 {
     layer *l = ctx;
-    tk__conv_run(&l->ex,
-                 &(tk__conv_job){.geo = l->geo, .in = {.x = l->x}, .packed = l->packed, .y = l->y});
+    tk__conv_run_once(&l->ex, &(tk__conv_job){.geo = l->geo, .in = {.x = l->x}, .y = l->y}, l->w,
+                      l->packed);
 }
 
 /* y serves as dy, and x is overwritten with its gradient. */
@@ -113,12 +113,16 @@ static double compulsory_bytes(const tk__conv *g, bool all_of_x)
 
 static void measure(layer *l, const char *pass, bench_fn *run, bool all_of_x, double seconds)
 {
+    static const char *const ways[] = {[TK__DIRECT] = "",
+                                       [TK__BY_POSITION] = "by position",
+                                       [TK__WINOGRAD_2] = "F(2x2)",
+                                       [TK__WINOGRAD_4] = "F(4x4)"};
     const tk__conv *g = &l->geo;
     const double ms = bench_median_ms(run, l, seconds, NULL);
     /* of the direct method, which multiplies padding too */
     const double flops = 2.0 * (double)size_y(g) * (double)(g->ky * g->kx * g->ic);
-    printf("%zu,%zu,%zu,%zu,%zu,%zu,%zu,%s,%.5f,%.6g,%.6g\n", l->units, g->ih, g->ic, g->oc, g->ky,
-           g->stride, g->winograd, pass, ms, flops / 1e9, compulsory_bytes(g, all_of_x) / 1e9);
+    printf("%zu,%zu,%zu,%zu,%zu,%zu,%s,%s,%.5f,%.6g,%.6g\n", l->units, g->ih, g->ic, g->oc, g->ky,
+           g->stride, ways[g->way], pass, ms, flops / 1e9, compulsory_bytes(g, all_of_x) / 1e9);
     fflush(stdout);
 }
 
@@ -163,7 +167,7 @@ int main(int argc, char **argv)
     if (tk_arch_check_px(arch, px, &diag) != TK_OK) bench_die(diag.text);
     if (tk_pool_create(&pool, threads) != TK_OK) bench_die("no thread pool");
 
-    printf("units,px,ic,oc,k,stride,winograd,pass,ms,gflop,gbyte\n");
+    printf("units,px,ic,oc,k,stride,way,pass,ms,gflop,gbyte\n");
     const size_t n = list_layers(arch, px, batch, train ? batch : TK__PLAN_IMAGES,
                                  precision == TK_PRECISION_BF16, layers);
     for (size_t i = 0; i < n; i++) {

@@ -30,7 +30,7 @@ typedef struct transforms {
 static tk__wino make_tiles(size_t m)
 {
     const size_t side = tk__div_up(SIDE, m);
-    return (tk__wino){.geo = {2, SIDE, SIDE, C, SIDE, SIDE, C, 3, 3, 1, 1, 1, m, 1},
+    return (tk__wino){.geo = {2, SIDE, SIDE, C, SIDE, SIDE, C, 3, 3, 1, 1, 1, (tk__conv_way)m, 1},
                       .m = m,
                       .th = side,
                       .tw = side,
@@ -264,14 +264,15 @@ static void check_conv(tk__conv g)
     round_all(nx, x), round_all(nw, w), round_all(ny, dy);
     results want = run_conv(&g, x, w, dy);
     g.bf16 = 1;
-    for (g.winograd = 0; g.winograd <= (winograd ? 4 : 0); g.winograd += 2) {
-        const double most = g.winograd == 0 ? 2e-6 : g.winograd == 2 ? 0.006 : 0.018;
+    for (size_t m = 0; m <= (winograd ? 4 : 0); m += 2) {
+        g.way = (tk__conv_way)m;
+        const double most = m == 0 ? 2e-6 : m == 2 ? 0.006 : 0.018;
         results got = run_conv(&g, x, w, dy);
         const double y = relative_norm(ny, got.y, want.y), dx = relative_norm(nx, got.dx, want.dx);
         const double dw = relative_norm(nw, got.dw, want.dw);
         if (!(y <= most && dx <= most && dw <= most))
-            fail_msg("%zux%zu %zu->%zu, winograd %zu: off by %g %g %g", g.ky, g.kx, g.ic, g.oc,
-                     g.winograd, y, dx, dw);
+            fail_msg("%zux%zu %zu->%zu, winograd %zu: off by %g %g %g", g.ky, g.kx, g.ic, g.oc, m,
+                     y, dx, dw);
         drop_results(&got);
     }
     tk_free(x), tk_free(w), tk_free(dy);

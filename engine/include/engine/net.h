@@ -26,6 +26,7 @@ typedef enum tk_arch {
 const char *tk_arch_name(tk_arch arch); /* "resnet18", ... */
 TK_MUST tk_err tk_arch_parse(const char *name, tk_arch *out, tk_diag *diag);
 size_t tk_arch_features(tk_arch arch); /* 512, 512, 2048, 64, 64, 64 */
+size_t tk_arch_maps(tk_arch arch);     /* of activations, the input among them (precision.h) */
 /* Is a square input of `px` allowed? 64..448 for the ImageNet stem, 32 for the CIFAR stem. */
 TK_MUST tk_err tk_arch_check_px(tk_arch arch, unsigned px, tk_diag *diag);
 
