@@ -19,7 +19,7 @@ static tk_err judge(tk__job *j, const tk_student *student, char *reason, size_t 
     tk_verdict verdict;
     for (size_t h = 0; h <= j->n_others; h++)
         tk_validation_fini(&j->r->after[h]);
-    const tk_err err = tk__job_validate(j, student, 0, 0, &verdict, j->r->gate, j->r->after);
+    const tk_err err = tk__job_validate(j, student, 0, 0, &verdict, j->r->after);
     if (err != TK_OK) return err;
     *admitted = tk_gate_decide(j->r->gate, j->n_others, reason, size);
     return TK_OK;

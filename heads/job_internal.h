@@ -16,6 +16,7 @@ typedef struct tk__job {
     tk_stage stage;
     struct timespec stage_began;
     size_t train_first_step; /* of this run */
+    tk_losses losses;        /* as last told in this stage */
     tk_watch watch;
 
     /* prepared */
@@ -86,9 +87,9 @@ void tk__job_tick(void *job, const tk_train_tick *tick);
 void tk__job_say(tk__job *j, bool warn, const char *fmt, ...) TK_PRINTF(3, 4);
 /* The gate's rule for head `h`, the new one last. */
 tk_gate_rule tk__job_rule(const tk__job *j, size_t h);
-/* Validates all heads at this point, judges it, and tells. `record` [n_others] and `out`
- * [n_others + 1] may be NULL. */
+/* Validates all heads at this point, judges it into r->gate, and tells. `out` [n_others + 1] may be
+ * NULL. */
 TK_MUST tk_err tk__job_validate(tk__job *j, const tk_student *student, size_t step, size_t epoch,
-                                tk_verdict *verdict, tk_gate_record *record, tk_validation *out);
+                                tk_verdict *verdict, tk_validation *out);
 
 #endif

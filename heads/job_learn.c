@@ -56,7 +56,7 @@ tk_err tk__job_probe(tk__job *j)
     tk__job_leave(j);
     tk__job_enter(j, TK_STAGE_WARM_UP);
     err = fit_head(j, j->pseudo, j->warm.head);
-    if (err == TK_OK) err = tk__job_validate(j, &j->warm, 0, 0, &verdict, NULL, j->r->after);
+    if (err == TK_OK) err = tk__job_validate(j, &j->warm, 0, 0, &verdict, j->r->after);
     if (err != TK_OK) return err;
     j->r->probe_accuracy = tk_validation_accuracy(&j->r->after[j->n_others]);
     tk__job_leave(j);
@@ -69,7 +69,7 @@ static tk_err validate_point(void *job, const tk_student *student, size_t step, 
                              tk_verdict *verdict, tk_diag *diag)
 {
     (void)diag; /* the job's own */
-    return tk__job_validate(job, student, step, epoch, verdict, NULL, NULL);
+    return tk__job_validate(job, student, step, epoch, verdict, NULL);
 }
 
 static bool is_cancelled(void *job)
@@ -81,6 +81,11 @@ static bool is_cancelled(void *job)
 static void warn(void *job, const char *message)
 {
     tk__job_say(job, true, "%s", message);
+}
+
+static void inform(void *job, const char *message)
+{
+    tk__job_say(job, false, "%s", message);
 }
 
 tk_err tk__job_objective(tk__job *j)
@@ -115,6 +120,8 @@ static void take_point(tk__job *j, tk_train_result *t, bool diverged, tk__point 
 {
     j->r->restarts = t->restarts;
     j->r->epochs = t->epochs;
+    j->r->n_trials = t->n_trials;
+    memcpy(j->r->trials, t->trials, sizeof t->trials);
     j->r->curve = t->curve, t->curve = NULL;
     point->last_admissible =
         !diverged && t->epochs > 0 && j->r->curve[t->epochs - 1].verdict.admissible;
@@ -139,10 +146,13 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
     tk_student_copy_weights(&j->now, &j->warm);
     if (r->warm_up == 0) tk_student_random_head(&j->now, j->o->seed);
     const bool distil = r->kappa > 0 && j->n_others > 0;
+    /* without the gate there is no floor to search under */
+    const bool searches = j->o->gate && j->n_others > 0 && (r->kappa > 0 || r->lambda > 0);
     const tk_train_opts opts = {.objective = j->objective,
                                 .recipe = r,
                                 .n_items = j->split.n_train,
                                 .batch = j->r->batch,
+                                .trials = searches ? (size_t)r->trials : 1,
                                 .views = distil ? (size_t)r->views : 0,
                                 .seed = j->o->seed,
                                 .checkpoint = checkpoint,
@@ -151,7 +161,8 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
                                 .cancelled = is_cancelled,
                                 .tick = tk__job_tick,
                                 .validate = validate_point,
-                                .warn = warn};
+                                .warn = warn,
+                                .log = inform};
     tk_train_result t;
     err = tk_train(&opts, &j->now, &t, j->diag);
     if (err == TK_OK || err == TK_DIVERGED) take_point(j, &t, err == TK_DIVERGED, point);
@@ -163,7 +174,7 @@ static tk_err validate_line(void *job, const tk_student *student, size_t point, 
                             tk_diag *diag)
 {
     (void)diag;
-    return tk__job_validate(job, student, point, 0, verdict, NULL, NULL);
+    return tk__job_validate(job, student, point, 0, verdict, NULL);
 }
 
 /* Fits the new head again where the trunk has come to rest, and keeps it if it is the better one.
@@ -184,7 +195,7 @@ static tk_err refit(tk__job *j, tk_verdict *verdict)
     if (err != TK_OK) return tk_fail(j->diag, err, "job: %s", tk_err_text(err));
     err = open_views(j, file, &teacher, 0, REFIT_VIEWS, &cache);
     if (err == TK_OK) err = fit_head(j, cache, again.head);
-    if (err == TK_OK) err = tk__job_validate(j, &again, 0, 0, &v, NULL, NULL);
+    if (err == TK_OK) err = tk__job_validate(j, &again, 0, 0, &v, NULL);
     if (err == TK_OK && v.worth > verdict->worth) {
         tk_student_copy_weights(&j->now, &again);
         *verdict = v;

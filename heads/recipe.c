@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "engine/optim.h"
+#include "heads/search.h"
 
 #define FIELD(name, min, max, whole, help)                                                         \
     {                                                                                              \
@@ -42,6 +43,8 @@ static const tk_recipe_field fields[] = {
     FIELD(validation, 0.01, 0.5, false, "part of each class that is held out"),
     FIELD(validation_max, 1, 100000, true, "most images held out"),
     FIELD(validate_every, 1, 10000, true, "epochs between validations of every head"),
+    FIELD(trials, 1, TK_MAX_TRIALS, true,
+          "strengths of protection tried under the floors, at most"),
     FIELD(line_search, 0, 100, true, "points between new and old trunk; 0: none"),
     FIELD(agreement_slack, 1, 100, false, "tolerances that agreement may fall, without validation"),
     FIELD(gate_sigma, 0, 5, false, "standard errors added to a drop before it is judged"),
@@ -70,6 +73,7 @@ static const tk_recipe base = {
     .validation = 0.15,
     .validation_max = 1000,
     .validate_every = 1,
+    .trials = 1,
     .line_search = 10,
     .agreement_slack = 5,
 };

@@ -106,11 +106,11 @@ static double add_cross_entropy(tk_objective *s, const tk_student *student, size
 
 /* The other heads' term: adds to dfeatures. The heads themselves stay as their owners have them. */
 static double add_distillation(tk_objective *s, size_t n, const float *features,
-                               const uint32_t *items, const uint32_t *views)
+                               const uint32_t *items, const uint32_t *views, double strength)
 {
     const tk_recipe *r = s->o.recipe;
     if (!s->o.teacher || r->kappa == 0) return 0;
-    const double weight = r->kappa_sum != 0 ? r->kappa : r->kappa / (double)s->o.n_old;
+    const double weight = strength * r->kappa / (r->kappa_sum != 0 ? 1 : (double)s->o.n_old);
     double kd = 0;
     for (size_t h = 0; h < s->o.n_old; h++) {
         const tk_head *head = s->o.old[h];
@@ -156,7 +156,8 @@ static tk_err diverged(const tk_objective *s, const tk_params *trunk, tk_diag *d
 }
 
 tk_err tk_step(tk_objective *s, tk_student *student, size_t n, const uint32_t *items,
-               const uint32_t *views, double rate, tk_losses *losses, tk_diag *diag)
+               const uint32_t *views, double rate, double strength, tk_losses *losses,
+               tk_diag *diag)
 {
     const tk_recipe *r = s->o.recipe;
     tk_params *trunk = student->trunk;
@@ -166,7 +167,7 @@ tk_err tk_step(tk_objective *s, tk_student *student, size_t n, const uint32_t *i
     tk_graph_forward(s->graph, trunk, n, s->x, r->batch_norm != 0 ? TK_BN_BATCH : TK_BN_FROZEN,
                      &features);
     losses->ce = add_cross_entropy(s, student, n, features);
-    losses->kd = add_distillation(s, n, features, items, views);
+    losses->kd = add_distillation(s, n, features, items, views, strength);
     tk_graph_backward(s->graph, trunk, s->dfeatures, s->gradient);
 
     losses->ewc = 0;
@@ -179,8 +180,8 @@ tk_err tk_step(tk_objective *s, tk_student *student, size_t n, const uint32_t *i
     tk_sgd_step(student->head_size, student->head, s->head_gradient, student->head_velocity,
                 (float)(rate * r->head_rate), (float)r->momentum, (float)r->decay, 1);
     if (s->o.fisher && r->lambda > 0)
-        losses->ewc =
-            tk_ewc_proximal(trunk->trained, trunk->data, s->o.anchor, s->o.fisher, r->lambda, rate);
+        losses->ewc = tk_ewc_proximal(trunk->trained, trunk->data, s->o.anchor, s->o.fisher,
+                                      strength * r->lambda, rate);
     if (isfinite(losses->ewc)) return TK_OK;
     return tk_fail(diag, TK_DIVERGED, "the distance from the protected weights is not finite");
 }

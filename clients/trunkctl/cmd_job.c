@@ -175,18 +175,6 @@ int tk__cmd_job_list(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
     return TK__DONE;
 }
 
-/* Parses "ID" as the only argument. TK__GO or an exit code. */
-static int parse_id(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv, uint64_t *id)
-{
-    tk__list rest;
-    int code = tk__args_parse(ctl, cmd, NULL, 0, argc, argv, &rest, 1, 1);
-    if (code != TK__GO) return code;
-    if (!tk__parse_u64(rest.items[0], id))
-        code = tk__usage(cmd, "\"%s\" is not a job's number", rest.items[0]);
-    tk__list_free(&rest);
-    return code;
-}
-
 static void print_job(const Trunkd__V1__Job *job)
 {
     char buf[32];
@@ -234,7 +222,7 @@ int tk__cmd_job_get(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
     Trunkd__V1__GetJobRequest request;
     trunkd__v1__get_job_request__init(&request);
-    const int code = parse_id(ctl, cmd, argc, argv, &request.id);
+    const int code = tk__args_parse_id(ctl, cmd, NULL, 0, argc, argv, &request.id);
     if (code != TK__GO) return code;
     return job_answer(
         ctl, tk__call(ctl, "/trunkd.v1.Jobs/Get", &request.base, &trunkd__v1__job__descriptor));
@@ -244,7 +232,7 @@ int tk__cmd_job_cancel(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
     Trunkd__V1__CancelJobRequest request;
     trunkd__v1__cancel_job_request__init(&request);
-    const int code = parse_id(ctl, cmd, argc, argv, &request.id);
+    const int code = tk__args_parse_id(ctl, cmd, NULL, 0, argc, argv, &request.id);
     if (code != TK__GO) return code;
     return job_answer(
         ctl, tk__call(ctl, "/trunkd.v1.Jobs/Cancel", &request.base, &trunkd__v1__job__descriptor));
@@ -253,7 +241,7 @@ int tk__cmd_job_cancel(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 int tk__cmd_job_watch(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
     uint64_t id = 0;
-    const int code = parse_id(ctl, cmd, argc, argv, &id);
+    const int code = tk__args_parse_id(ctl, cmd, NULL, 0, argc, argv, &id);
     if (code != TK__GO) return code;
     tk__stop_begin();
     return tk__watch(ctl, id);

@@ -37,10 +37,12 @@ typedef struct tk_job_progress {
 } tk_job_progress;
 
 /* All heads at one moment: the others in the base's order, then the new one (`n_others` of n =
- * others + 1). before[] has the others' only. */
+ * others + 1). before[] and gate[] have the others' only. */
 typedef struct tk_job_validation {
     tk_stage stage;
     size_t step, epoch, n_others;
+    tk_losses losses;           /* in stage train: means over the epoch that ends here */
+    const tk_gate_record *gate; /* how the gate judges this point */
     const tk_validation *before, *now;
 } tk_job_validation;
 
@@ -97,6 +99,8 @@ typedef struct tk_job_result {
     size_t best_epoch, restarts, epochs; /* best_epoch 0: none */
     double alpha;                        /* 1: no line search was needed */
     tk_curve_point *curve;               /* [epochs] */
+    size_t n_trials;
+    tk_trial trials[TK_MAX_TRIALS];
     /* [n_others + 1], as `after`: what is committed, in other precisions; NULL: not measured */
     tk_precision_check (*checks)[TK_PRECISION_COUNT];
     bool admitted[TK_PRECISION_COUNT]; /* may it be served so? */
