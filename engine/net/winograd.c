@@ -494,6 +494,7 @@ static double cost(const tk__conv *g, tk__conv_way way, size_t images)
 
 static bool can(const tk__conv *g, tk__conv_way way)
 {
+    if (way == TK__BY_POSITION) return !g->bf16; /* which it lacks, and others gain more by */
     if (!tk__is_winograd(way)) return true;
     return g->ky == 3 && g->kx == 3 && g->stride == 1 && g->ic % TK__LANES == 0 &&
            g->oc % TK__LANES == 0 && g->ic <= TK__MAX_C && g->oc <= TK__MAX_C;

@@ -370,20 +370,20 @@ static void check_gradients(tk_arch arch, unsigned px, size_t n, double most)
 
 static void check_small_gradients(void)
 {
-    check_gradients(TK_RESNET20, 32, 8, 0.08);
+    check_gradients(TK_RESNET20, 32, 4, 0.08);
 }
 
 static void gradients_are_near_those_of_fp32(void **state)
 {
     (void)state;
     each_isa(check_small_gradients);
-    check_gradients(TK_RESNET18, 64, 16, 0.2);
+    check_gradients(TK_RESNET18, 64, 8, 0.2);
 }
 
 static void check_determinism(void)
 {
-    subject a = make_subject(TK_RESNET20, 32, 3, TK_PRECISION_BF16);
-    subject b = make_subject(TK_RESNET20, 32, 3, TK_PRECISION_BF16);
+    subject a = make_subject(TK_RESNET20, 32, 2, TK_PRECISION_BF16);
+    subject b = make_subject(TK_RESNET20, 32, 2, TK_PRECISION_BF16);
     (void)run_subject(&a, TK_BN_BATCH);
     (void)run_subject(&b, TK_BN_FROZEN); /* what it leaves behind must not matter */
     (void)run_subject(&b, TK_BN_BATCH);
@@ -402,7 +402,7 @@ static void gradients_are_bit_identical(void **state)
  */
 static void check_features(void)
 {
-    subject s = make_subject(TK_RESNET20, 32, 5, TK_PRECISION_BF16);
+    subject s = make_subject(TK_RESNET20, 32, 3, TK_PRECISION_BF16);
     const size_t pixels = (size_t)32 * 32 * 3;
     float *together = zeros(s.n * s.features);
     tk_pool *one;
@@ -442,23 +442,29 @@ static void precisions_that_do_not_train_are_refused(void **state)
 
 /* --- a training run --- */
 
-enum { CLASSES = 10, BATCH = 32, STEPS = 100, WINDOW = 10, PX = 32 };
+enum { CLASSES = 10, BATCH = 16, STEPS = 50, WINDOW = 10, CURVE = STEPS / WINDOW };
+enum { PX = 32, PIXELS = PX * PX * 3 };
 
-/* Images of a class are the class's own coarse pattern, 8 x 8, under noise. */
-static void make_batch(uint64_t step, float *x, size_t *label)
+static size_t label_of(size_t image)
 {
-    for (size_t i = 0; i < BATCH; i++) {
-        label[i] = tk_rng_u64(7, step, i) % CLASSES;
-        for (size_t k = 0; k < (size_t)PX * PX * 3; k++) {
-            const size_t cell = k / 3 / PX / 4 * 8 + k / 3 % PX / 4;
-            x[i * PX * PX * 3 + k] = 0.4f * tk_rng_normal(100 + label[i], k % 3, cell) +
-                                     tk_rng_normal(8, step, i * PX * PX * 3 + k);
-        }
-    }
+    return tk_rng_u64(7, 0, image) % CLASSES;
 }
 
-/* Mean cross-entropy and its gradient. */
-static double cross_entropy(const float *logits, const size_t *label, float *dlogits)
+/* STEPS batches of images. Those of a class are the class's own coarse pattern, 8 x 8, under noise.
+ */
+static float *make_images(void)
+{
+    float *x = normals((size_t)STEPS * BATCH * PIXELS, 8);
+    for (size_t i = 0; i < (size_t)STEPS * BATCH; i++)
+        for (size_t k = 0; k < PIXELS; k++) {
+            const size_t cell = k / 3 / PX / 4 * 8 + k / 3 % PX / 4;
+            x[i * PIXELS + k] += 0.4f * tk_rng_normal(100 + label_of(i), k % 3, cell);
+        }
+    return x;
+}
+
+/* Mean cross-entropy of a batch from `image` on, and its gradient. */
+static double cross_entropy(const float *logits, size_t image, float *dlogits)
 {
     double loss = 0;
     for (size_t i = 0; i < BATCH; i++) {
@@ -467,29 +473,30 @@ static double cross_entropy(const float *logits, const size_t *label, float *dlo
             sum += exp((double)logits[i * CLASSES + k]);
         for (size_t k = 0; k < CLASSES; k++) {
             const double p = exp((double)logits[i * CLASSES + k]) / sum;
-            dlogits[i * CLASSES + k] = (float)((p - (k == label[i])) / BATCH);
-            if (k == label[i]) loss -= log(p) / BATCH;
+            dlogits[i * CLASSES + k] = (float)((p - (k == label_of(image + i))) / BATCH);
+            if (k == label_of(image + i)) loss -= log(p) / BATCH;
         }
     }
     return loss;
 }
 
-/* Losses of STEPS steps, each the mean of WINDOW. */
-static void train(tk_precision precision, double smooth[STEPS / WINDOW])
+/* Losses of STEPS steps, each the mean of WINDOW. With a seed other than 0 every parameter begins a
+ * relative 1e-3 or so beside where it does without. */
+static void train(tk_precision precision, uint64_t nudge, const float *images, double curve[CURVE])
 {
     subject s = make_subject(TK_RESNET20, PX, BATCH, precision);
     const size_t head = CLASSES * s.features;
     float *w = zeros(head + CLASSES), *dw = zeros(head + CLASSES), *v = zeros(head + CLASSES);
     float *velocity = zeros(s.params->trained), *logits = zeros(BATCH * CLASSES);
     float *dlogits = zeros(BATCH * CLASSES);
-    size_t label[BATCH];
-    memset(smooth, 0, STEPS / WINDOW * sizeof *smooth);
+    for (size_t i = 0; nudge != 0 && i < s.params->trained; i++)
+        s.params->data[i] *= 1 + 1e-3f * tk_rng_normal(nudge, 0, i);
+    memset(curve, 0, CURVE * sizeof *curve);
     for (size_t step = 0; step < STEPS; step++) {
         const float *f;
-        make_batch(step, s.x, label);
-        tk_graph_forward(s.graph, s.params, BATCH, s.x, TK_BN_BATCH, &f);
+        tk_graph_forward(s.graph, s.params, BATCH, images + step * BATCH * PIXELS, TK_BN_BATCH, &f);
         tk_linear_forward(BATCH, s.features, CLASSES, f, w, w + head, logits);
-        smooth[step / WINDOW] += cross_entropy(logits, label, dlogits) / WINDOW;
+        curve[step / WINDOW] += cross_entropy(logits, step * BATCH, dlogits) / WINDOW;
         tk_linear_backward(BATCH, s.features, CLASSES, f, w, dlogits, s.dfeatures, 0, dw,
                            dw + head);
         tk_graph_backward(s.graph, s.params, s.dfeatures, s.grads);
@@ -500,18 +507,39 @@ static void train(tk_precision precision, double smooth[STEPS / WINDOW])
     drop_subject(&s);
 }
 
+/* The largest difference of two curves, as a part of `want`. */
+static double apart(const double got[CURVE], const double want[CURVE])
+{
+    double most = 0;
+    for (size_t i = 0; i < CURVE; i++)
+        most = fmax(most, fabs(got[i] - want[i]) / want[i]);
+    return most;
+}
+
+/* Training carries any difference on, so that curves part in fp32, too. How far is measured: by two
+ * runs whose weights differ by a thousandth in the beginning, once, where bf16 rounds every operand
+ * of every step by up to 2 to 4 thousandths. bf16 may part twice as far as the farther of them, or
+ * 3 % where that is more: then it harms training no more than a disturbance that nobody would mind.
+ * It does not say that the curves are equal, nor anything of longer runs. */
 static void losses_fall_as_in_fp32(void **state)
 {
     (void)state;
-    double fp32[STEPS / WINDOW], bf16[STEPS / WINDOW];
-    train(TK_PRECISION_FP32, fp32);
-    train(TK_PRECISION_BF16, bf16);
-    for (size_t i = 0; i < STEPS / WINDOW; i++) {
-        if (fabs(bf16[i] - fp32[i]) > 0.03 * fp32[i])
-            fail_msg("steps from %zu: %.4f instead of %.4f", i * WINDOW, bf16[i], fp32[i]);
+    double fp32[CURVE], nudged[CURVE], bf16[CURVE], spread = 0;
+    float *images = make_images();
+    train(TK_PRECISION_FP32, 0, images, fp32);
+    for (uint64_t nudge = 9; nudge < 11; nudge++) {
+        train(TK_PRECISION_FP32, nudge, images, nudged);
+        spread = fmax(spread, apart(nudged, fp32));
     }
-    assert_true(fp32[STEPS / WINDOW - 1] < 0.7 * fp32[0]);
-    assert_true(bf16[STEPS / WINDOW - 1] < 0.7 * bf16[0]);
+    train(TK_PRECISION_BF16, 0, images, bf16);
+    tk_free(images);
+    const double off = apart(bf16, fp32);
+    if (!(off <= fmax(2 * spread, 0.03)))
+        fail_msg("bf16 is off by %.4f, fp32 from other weights by %.4f", off, spread);
+    assert_true(spread > 0 && spread < 0.1); /* or it is no measure */
+    assert_true(off > 0);
+    assert_true(fp32[CURVE - 1] < 0.9 * fp32[0]);
+    assert_true(bf16[CURVE - 1] < 0.9 * bf16[0]);
 }
 
 int main(void)
