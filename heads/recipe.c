@@ -27,6 +27,7 @@ static const tk_recipe_field fields[] = {
     FIELD(rise, 0, 1, false, "part of the steps in which the rate rises linearly"),
     FIELD(smoothing, 0, 0.9, false, "label smoothing of the new head"),
     FIELD(batch_norm, 0, 1, true, "0 frozen statistics, 1 of the batch"),
+    FIELD(compute, 0, 1, true, "0 fp32, 1 bf16 products (fast with AVX512_BF16)"),
     FIELD(warm_up, 0, 10000, true, "passes of the new head over cached features; 0: random head"),
     FIELD(views, 1, 64, true, "augmented views of each image"),
     FIELD(pad, 0, 0.5, false, "random crop: margin, as a part of the crop"),

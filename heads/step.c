@@ -85,8 +85,10 @@ tk_err tk_objective_create(tk_objective **out, const tk_objective_opts *opts, tk
     if (err != TK_OK || !s->gradient || !s->x || !s->logits || !s->dlogits || !s->pseudo ||
         !s->dfeatures || !s->head_gradient || !s->images || !s->labels)
         err = tk_fail(diag, TK_NOMEM, "training: out of memory");
+    const tk_precision compute = opts->recipe->compute != 0 ? TK_PRECISION_BF16 : TK_PRECISION_FP32;
     if (err == TK_OK)
-        err = tk_graph_create(&s->graph, opts->arch, opts->preproc->crop, b, opts->pool, diag);
+        err = tk_graph_create_as(&s->graph, opts->arch, opts->preproc->crop, b, compute, opts->pool,
+                                 diag);
     if (err != TK_OK) {
         tk_objective_destroy(s);
         return err;

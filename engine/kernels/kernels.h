@@ -58,6 +58,7 @@ typedef struct tk__conv {
     size_t n, ih, iw, ic, oh, ow, oc, ky, kx, stride;
     ptrdiff_t pad_y, pad_x;
     tk__conv_way way;
+    size_t bf16; /* 1: products of bfloat16 operands with fp32 sums (mixed.h); 0: fp32 */
 } tk__conv;
 
 typedef struct tk__pool_shape {

@@ -12,6 +12,7 @@ enum {
     BLOCK_ROWS = 168, /* patch rows a task holds: a multiple of every register tile's height */
     BLOCK_K = 256,    /* patch columns it holds: panel and tile then fit the first cache */
     K_PAD = 16,       /* keeps rows off each other's cache sets */
+    ROUND_ROWS = 8,   /* patch rows on their way to bfloat16 */
 };
 
 /* Blocks of nearly equal size. */
@@ -41,7 +42,8 @@ size_t tk__conv_dx_pack_size(const tk__conv *geo)
 
 /* A matrix [k][n], packed. */
 typedef struct pack_job {
-    const tk__kernels *kn;
+    const tk__exec *ex;
+    bool bf16; /* rows 2p and 2p + 1 of a tap share words; without scale */
     size_t k, n;
     size_t count, rows; /* k = count of taps * rows */
     tk__taps taps;
@@ -84,31 +86,71 @@ void tk__pack_piece(const tk__kernels *kn, const tk__taps *taps, size_t t, size_
         pack_transposed(kn, src, taps->cs, rows, cols, width, out);
 }
 
+static void pack_straight_pairs(const pack_job *job, const float *src, size_t cols, uint32_t *out)
+{
+    const size_t rs = job->taps.rs;
+    for (size_t p = 0; p < job->rows; p += 2, out += cols, src += 2 * rs)
+        job->ex->mixed->pair(cols, src, p + 1 < job->rows ? src + rs : NULL, out);
+}
+
+static void pack_transposed_pairs(const pack_job *job, const float *src, size_t cols, uint32_t *out)
+{
+    const size_t cs = job->taps.cs;
+    float block[TK__LANES * TK__LANES];
+    for (size_t p = 0; p < job->rows; p += TK__LANES)
+        for (size_t j = 0; j < cols; j += TK__LANES) {
+            job->ex->kn->transpose(src + j * cs + p, cs, block, TK__LANES);
+            for (size_t r = 0; r < TK__LANES; r += 2)
+                job->ex->mixed->pair(TK__LANES, block + r * TK__LANES, block + (r + 1) * TK__LANES,
+                                     out + (p + r) / 2 * cols + j);
+        }
+}
+
+/* tk__pack_piece() of a whole tap, in words of two rows. */
+static void pack_pairs(const pack_job *job, size_t tap, size_t j0, size_t cols)
+{
+    const float *src = job->taps.tap[tap] + j0 * job->taps.cs;
+    uint32_t *out =
+        (uint32_t *)job->packed + j0 * tk__div_up(job->k, 2) + tap * (job->rows / 2) * cols;
+    assert(job->taps.scale == NULL && (job->count == 1 || job->rows % 2 == 0));
+    if (job->taps.cs == 1)
+        pack_straight_pairs(job, src, cols, out);
+    else
+        pack_transposed_pairs(job, src, cols, out);
+}
+
 static void pack_task(void *ctx, size_t task, size_t thread)
 {
     const pack_job *job = ctx;
     (void)thread;
-    const size_t nr = job->kn->nr, j0 = task / job->count * nr, tap = task % job->count;
-    const size_t cols = tk__min_size(nr, job->n - j0), width = tk__panel_width(job->kn, cols);
-    tk__pack_piece(job->kn, &job->taps, tap, 0, job->rows, j0, cols,
-                   job->packed + j0 * job->k + tap * job->rows * width);
+    const size_t nr = tk__conv_nr(job->ex, job->bf16), j0 = task / job->count * nr;
+    const size_t tap = task % job->count, cols = tk__min_size(nr, job->n - j0);
+    if (job->bf16) {
+        pack_pairs(job, tap, j0, cols);
+        return;
+    }
+    tk__pack_piece(job->ex->kn, &job->taps, tap, 0, job->rows, j0, cols,
+                   job->packed + j0 * job->k +
+                       tap * job->rows * tk__panel_width(job->ex->kn, cols));
 }
 
 static void pack_run(const tk__exec *ex, pack_job *job)
 {
-    job->kn = ex->kn;
+    job->ex = ex;
     job->k = job->count * job->rows;
-    tk_pool_run(ex->pool, tk__div_up(job->n, ex->kn->nr) * job->count, pack_task, job);
+    tk_pool_run(ex->pool, tk__div_up(job->n, tk__conv_nr(ex, job->bf16)) * job->count, pack_task,
+                job);
 }
 
-static void pack_direct(const tk__exec *ex, size_t k, size_t n, const float *w, const float *scale,
-                        float *packed)
+static void pack_direct(const tk__exec *ex, bool bf16, size_t k, size_t n, const float *w,
+                        const float *scale, float *packed)
 {
     /* pieces of K as `taps`, so that narrow matrices are spread over threads too */
     size_t taps = 1;
-    while (taps < 8 && k % (taps * 2) == 0 && k / (taps * 2) >= 64)
+    while (taps < 8 && k % (taps * 4) == 0 && k / (taps * 2) >= 64)
         taps *= 2;
-    pack_job job = {.n = n,
+    pack_job job = {.bf16 = bf16,
+                    .n = n,
                     .count = taps,
                     .rows = k / taps,
                     .taps = {.rs = n, .cs = 1, .scale = scale},
@@ -126,9 +168,9 @@ static void pack_winograd(const tk__exec *ex, const tk__conv *geo, const float *
     for (size_t t = 0; t < 9; t++)
         tap[t] = w + (turned ? 8 - t : t) * geo->ic * geo->oc;
     if (turned)
-        tk__wino_pack(ex, geo->way, geo->oc, geo->ic, tap, 1, geo->oc, scale, packed);
+        tk__wino_pack(ex, geo->bf16, geo->way, geo->oc, geo->ic, tap, 1, geo->oc, scale, packed);
     else
-        tk__wino_pack(ex, geo->way, geo->ic, geo->oc, tap, geo->oc, 1, scale, packed);
+        tk__wino_pack(ex, geo->bf16, geo->way, geo->ic, geo->oc, tap, geo->oc, 1, scale, packed);
 }
 
 void tk__conv_pack(const tk__exec *ex, const tk__conv *geo, const float *w, const float *scale,
@@ -137,7 +179,7 @@ void tk__conv_pack(const tk__exec *ex, const tk__conv *geo, const float *w, cons
     if (tk__is_winograd(geo->way))
         pack_winograd(ex, geo, w, scale, false, packed);
     else
-        pack_direct(ex, geo->ky * geo->kx * geo->ic, geo->oc, w, scale, packed);
+        pack_direct(ex, geo->bf16, geo->ky * geo->kx * geo->ic, geo->oc, w, scale, packed);
 }
 
 /* --- forward --- */
@@ -185,6 +227,45 @@ static void scatter(const tk__conv_job *job, const float *rows, size_t m0, size_
     }
 }
 
+/* Patches of bfloat16 numbers, an odd last one filled up with a zero. They take the first half of
+ * their memory; floats pass through the second, a few rows at a time. */
+static void round_patches(const conv_state *s, size_t m0, size_t m1, size_t k0, size_t kc,
+                          float *patches)
+{
+    const size_t pitch = kc + K_PAD;
+    float *strip = patches + (size_t)BLOCK_ROWS / 2 * (BLOCK_K + K_PAD);
+    uint16_t *out = (uint16_t *)patches;
+    for (size_t m = m0; m < m1; m += ROUND_ROWS) {
+        const size_t rows = tk__min_size(ROUND_ROWS, m1 - m);
+        s->ex->kn->im2col(&s->job->geo, &s->job->in, m, rows, k0, kc, strip, pitch);
+        for (size_t r = 0; r < rows; r++, out += pitch + pitch % 2) {
+            s->ex->mixed->lowp->load(kc, strip + r * pitch, 0, out);
+            if (kc % 2 == 1) out[kc] = 0;
+        }
+    }
+}
+
+/* Columns j.. of the block's rows, as far as columns k0.. of the patches go. */
+static void mixed_product(const conv_state *s, const float *patches, size_t rows, size_t k0,
+                          size_t kc, size_t j, float *out)
+{
+    const tk__conv_job *job = s->job;
+    const size_t n = job->geo.oc, width = tk__lowp_width(n - j), pitch = kc + K_PAD;
+    const uint32_t *packed = (const uint32_t *)job->packed;
+    s->ex->mixed->lowp->gemm(&(tk__lowp_gemm){
+        .m = rows,
+        .n = width,
+        .segments = 1,
+        .steps = tk__div_up(kc, 2),
+        .a = (const unsigned char *)patches,
+        .pitch = (pitch + pitch % 2) * sizeof(uint16_t),
+        .b = (const unsigned char *)(packed + j * tk__div_up(s->k, 2) + k0 / 2 * width),
+        .out_kind = TK__SUMS,
+        .accumulate = k0 > 0 || (job->out_step == 0 && job->accumulate),
+        .out = out + j,
+        .ldo = n});
+}
+
 /* What this thread is to copy in after columns k0.. of the task's rows: their next columns, or the
  * first ones of the task that it takes up next if all are equally fast. Each of the products
  * between asks for a share of it. Only where rows are read as they lie. */
@@ -208,10 +289,11 @@ static void conv_task(void *ctx, size_t task, size_t thread)
     const conv_state *s = ctx;
     const tk__conv_job *job = s->job;
     const tk__kernels *kn = s->ex->kn;
+    const size_t nr = tk__conv_nr(s->ex, job->geo.bf16);
     const size_t n = job->geo.oc, block = task / s->column_tasks;
     const size_t m0 = block * s->rows, m1 = tk__min_size(m0 + s->rows, s->m);
-    const size_t j_begin = task % s->column_tasks * s->panels * kn->nr;
-    const size_t j_end = tk__min_size(j_begin + s->panels * kn->nr, n);
+    const size_t j_begin = task % s->column_tasks * s->panels * nr;
+    const size_t j_end = tk__min_size(j_begin + s->panels * nr, n);
     float *patches = s->ex->scratch + thread * s->ex->scratch_each;
     float *held = patches + (size_t)BLOCK_ROWS * (BLOCK_K + K_PAD);
     const bool direct = job->out_step == 0;
@@ -220,9 +302,15 @@ static void conv_task(void *ctx, size_t task, size_t thread)
     for (size_t k0 = 0; k0 < s->k; k0 += s->kc) {
         const size_t kc = tk__min_size(s->kc, s->k - k0), pitch = kc + K_PAD;
         const bool first = k0 == 0, last = k0 + kc == s->k;
+        if (job->geo.bf16) {
+            round_patches(s, m0, m1, k0, kc, patches);
+            for (size_t j = j_begin; j < j_end; j += nr)
+                mixed_product(s, patches, m1 - m0, k0, kc, j, out);
+            continue;
+        }
         kn->im2col(&job->geo, &job->in, m0, m1 - m0, k0, kc, patches, pitch);
-        for (size_t j = j_begin; j < j_end; j += kn->nr) {
-            const size_t cols = tk__min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
+        for (size_t j = j_begin; j < j_end; j += nr) {
+            const size_t cols = tk__min_size(nr, n - j), width = tk__panel_width(kn, cols);
             tk__gemm g = {.m = m1 - m0,
                           .n = cols,
                           .k = kc,
@@ -239,7 +327,7 @@ static void conv_task(void *ctx, size_t task, size_t thread)
                               last && job->residual != NULL ? job->residual + m0 * n + j : NULL,
                           .relu = last && job->relu,
                           .far = direct && (first || job->residual != NULL)};
-            look_ahead(s, &g, task, k0, (j - j_begin) / kn->nr);
+            look_ahead(s, &g, task, k0, (j - j_begin) / nr);
             kn->gemm(&g);
         }
     }
@@ -251,7 +339,8 @@ static void conv_task(void *ctx, size_t task, size_t thread)
  * patches once per task. Never with `post`, which wants whole rows. */
 static void plan_tasks(conv_state *s)
 {
-    const size_t nr = s->ex->kn->nr, panels = tk__div_up(s->job->geo.oc, nr);
+    const size_t nr = tk__conv_nr(s->ex, s->job->geo.bf16);
+    const size_t panels = tk__div_up(s->job->geo.oc, nr);
     const size_t want = (size_t)4 * tk_pool_threads(s->ex->pool);
     s->rows = tk__conv_block_rows(&s->job->geo);
     s->panels = panels;
@@ -347,7 +436,8 @@ static void dx_phase(const tk__exec *ex, const tk__conv *g, const float *w, cons
                                 .stride = 1,
                                 .pad_y = y.pad_out,
                                 .pad_x = x.pad_out,
-                                .way = g->way},
+                                .way = g->way,
+                                .bf16 = g->bf16},
                         .in = {.x = dy},
                         .y = dx,
                         .accumulate = accumulate};
@@ -361,8 +451,12 @@ static void dx_phase(const tk__exec *ex, const tk__conv *g, const float *w, cons
     if (g->way == TK__BY_POSITION) {
         job.taps = &taps;
     } else {
-        pack_job pack = {
-            .n = g->ic, .count = y.taps * x.taps, .rows = g->oc, .taps = taps, .packed = packed};
+        pack_job pack = {.bf16 = g->bf16,
+                         .n = g->ic,
+                         .count = y.taps * x.taps,
+                         .rows = g->oc,
+                         .taps = taps,
+                         .packed = packed};
         pack_run(ex, &pack);
         job.packed = packed;
     }

@@ -4,19 +4,25 @@
  * copies a block of patch rows (im2col) into its thread's scratch, where it stays in the cache, and
  * multiplies it by packed weights (kernels.h). 3x3 convolutions of stride 1 may go by Winograd's
  * minimal filtering instead (winograd.h), with 2.25 or 4 times fewer multiplications, more traffic,
- * and a rounding error some 3 or 10 times larger. Small maps, where many taps fall outside, may go
+ * and a rounding error some 3 or 5 times larger. Small maps, where many taps fall outside, may go
  * position by position (positions.h). The geometry says which: packing, forward and gradients
- * follow its `way`. */
+ * follow its `way`.
+ *
+ * Where the geometry says `bf16`, the operands of the products are rounded to bfloat16 as they are
+ * copied or transformed; x, y, w, their gradients and all sums stay fp32. That is for training, and
+ * for any way but by position: output channels are a multiple of TK__LANES, input channels too
+ * where dx is asked for, and a job has no bias, residual or ReLU. */
 #ifndef NET_CONV_H
 #define NET_CONV_H
 
 #include "engine/pool.h"
-#include "kernels/kernels.h"
+#include "kernels/mixed.h"
 #include "kernels/sizes.h"
 
 /* What the tasks run on: `scratch` holds tk__conv_scratch() floats per thread. */
 typedef struct tk__exec {
     const tk__kernels *kn;
+    const tk__mixed *mixed; /* for geometries with `bf16`; else NULL */
     tk_pool *pool;
     float *scratch;
     size_t scratch_each;
@@ -50,6 +56,12 @@ typedef struct tk__conv_job {
     tk__conv_post *post;
     void *post_ctx;
 } tk__conv_job;
+
+/* Columns of a panel of packed weights. */
+static inline size_t tk__conv_nr(const tk__exec *ex, bool bf16)
+{
+    return bf16 ? TK__LOWP_NR : ex->kn->nr;
+}
 
 /* The way that should be fastest for a geometry of which some `images` pass through at a time. A
  * function of its arguments only: the same network gives the same bits on every machine with the

@@ -11,6 +11,7 @@ enum {
     SLICE = 224,        /* rows of dW a task owns, at most */
     BLOCK_PIXELS = 256, /* pixels whose patches are held at a time */
     PAD = 16,
+    STRIP = 16, /* pixels on their way to bfloat16, an even number */
 };
 
 typedef struct dw_state {
@@ -49,6 +50,55 @@ static dw_state plan(const tk__exec *ex, const tk__conv *geo)
     return s;
 }
 
+/* Two pixels a word, as mixed.h says: their patches (in the first half of the memory; floats pass
+ * through the second), and columns j.. of their gradients. */
+static void pair_patches(const dw_state *s, size_t p, size_t count, size_t k0, size_t pitch,
+                         float *patches)
+{
+    float *strip = patches + (size_t)BLOCK_PIXELS / 2 * (SLICE + PAD);
+    uint32_t *out = (uint32_t *)patches;
+    for (size_t q = 0; q < count; q += STRIP) {
+        const size_t rows = tk__min_size(STRIP, count - q);
+        s->ex->kn->im2col(&s->geo, &s->in, p + q, rows, k0, pitch - PAD, strip, pitch);
+        for (size_t r = 0; r < rows; r += 2, out += pitch)
+            s->ex->mixed->pair(pitch - PAD, strip + r * pitch,
+                               r + 1 < rows ? strip + (r + 1) * pitch : NULL, out);
+    }
+}
+
+static void pair_dy(const dw_state *s, size_t p, size_t count, size_t j, size_t width,
+                    uint32_t *out)
+{
+    const size_t n = s->geo.oc;
+    const float *dy = s->dy + p * n + j;
+    for (size_t q = 0; q < count; q += 2, dy += 2 * n, out += width)
+        s->ex->mixed->pair(width, dy, q + 1 < count ? dy + n : NULL, out);
+}
+
+/* accumulate() for some pixels, of bfloat16 operands. */
+static void mixed_accumulate(const dw_state *s, float *panel, float *patches, size_t k0,
+                             size_t rows, size_t p, size_t count, bool more, float *dw)
+{
+    const size_t n = s->geo.oc, pitch = rows + PAD;
+    pair_patches(s, p, count, k0, pitch, patches);
+    for (size_t j = 0; j < n; j += TK__LOWP_NR) {
+        const size_t width = tk__lowp_width(n - j);
+        pair_dy(s, p, count, j, width, (uint32_t *)panel);
+        s->ex->mixed->lowp->gemm(&(tk__lowp_gemm){.m = rows,
+                                                  .n = width,
+                                                  .segments = tk__div_up(count, 2),
+                                                  .steps = 1,
+                                                  .a = (const unsigned char *)patches,
+                                                  .pitch = sizeof *patches,
+                                                  .segment_pitch = pitch * sizeof *patches,
+                                                  .b = (const unsigned char *)panel,
+                                                  .out_kind = TK__SUMS,
+                                                  .accumulate = more,
+                                                  .out = dw + k0 * n + j,
+                                                  .ldo = n});
+    }
+}
+
 /* dw[k0..k1)[oc] (+)= the sum over pixels p0..p1 of patch x dy. */
 static void accumulate(const dw_state *s, size_t thread, size_t k0, size_t k1, size_t p0, size_t p1,
                        float *dw)
@@ -60,6 +110,10 @@ static void accumulate(const dw_state *s, size_t thread, size_t k0, size_t k1, s
     const size_t block = tk__div_up(p1 - p0, tk__div_up(p1 - p0, BLOCK_PIXELS));
     for (size_t p = p0; p < p1; p += block) {
         const size_t count = tk__min_size(block, p1 - p);
+        if (s->geo.bf16) {
+            mixed_accumulate(s, panel, patches, k0, rows, p, count, p > p0, dw);
+            continue;
+        }
         kn->im2col(&s->geo, &s->in, p, count, k0, rows, patches, pitch);
         for (size_t j = 0; j < n; j += kn->nr) {
             const size_t cols = tk__min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
@@ -163,6 +217,7 @@ void tk__conv_dw_squares(const tk__exec *ex, const tk__conv *geo, const tk__inpu
                          const float *dy, float *one, float *squares)
 {
     squares_state q = {.dw = plan(ex, geo), .squares = squares};
+    q.dw.geo.bf16 = 0;
     q.dw.in = *in;
     q.dw.dy = dy;
     q.dw.dw = one;

@@ -102,7 +102,8 @@ tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n)
                     .kx = u->k,
                     .stride = u->stride,
                     .pad_y = (ptrdiff_t)u->pad,
-                    .pad_x = (ptrdiff_t)u->pad};
+                    .pad_x = (ptrdiff_t)u->pad,
+                    .bf16 = l->bf16};
     geo.way = tk__conv_choose(&geo, l->images);
     return geo;
 }

@@ -30,6 +30,7 @@ typedef struct tk__unit {
 typedef struct tk__layout {
     size_t units, maps;
     size_t images; /* that are thought to pass at a time, for the choice of kernels */
+    bool bf16;     /* geometries say so: the training graph's */
     tk__unit unit[TK__MAX_UNITS];
     tk__map map[TK__MAX_MAPS];
     size_t stages;

@@ -31,6 +31,7 @@ CASES = [
     "infer resnet18 64 1 2 fp32", "infer resnet18 64 32 2 fp32",
     "train resnet18 64 64 1 fp32", "train resnet18 64 64 2 fp32",
     "train resnet18 64 128 1 fp32", "train resnet18 64 128 2 fp32",
+    "train resnet18 64 64 2 bf16", "train resnet18 64 128 2 bf16",
     "train resnet20 32 128 1 fp32", "train resnet20 32 128 2 fp32",
     "train resnet32 32 128 1 fp32", "train resnet32 32 128 2 fp32",
 ]
@@ -43,6 +44,7 @@ TARGETS = {
     "pytorch": {
         "train resnet18 64 64 2 fp32": 1.4, "train resnet18 64 128 2 fp32": 1.4,
         "train resnet32 32 128 2 fp32": 1.8,
+        "train resnet18 64 64 2 bf16": 2.0, "train resnet18 64 128 2 bf16": 2.0,
     },
     "1 thread": {
         "infer resnet18 224 8 2 fp32": 1.85, "infer resnet50 224 8 2 fp32": 1.85,
@@ -288,7 +290,7 @@ def memory(args, contenders, selected):
 
 def layers(args, contenders, selected):
     """trunkd's convolutions one by one, against the measured peaks."""
-    cases = [c for c in selected if words(c)[5] == "fp32"]
+    cases = [c for c in selected if words(c)[5] == "fp32" or words(c)[0] == "train"]
     seconds = args.seconds or (0.05 if args.quick else 0.2)
     peaks = measure_peaks(contenders[0], cases)
     head = header(contenders[:1], peaks, f"{seconds} s per convolution and pass; milliseconds per call; "
@@ -296,7 +298,7 @@ def layers(args, contenders, selected):
     print("\n".join(head), flush=True)
     rows = [["case"]]
     for case in cases:
-        answer = subprocess.run([args.layer_program, *case.split()[:5], str(seconds)], text=True,
+        answer = subprocess.run([args.layer_program, *case.split(), str(seconds)], text=True,
                                 stdout=subprocess.PIPE, check=True).stdout
         names, *values = csv.reader(answer.splitlines())
         rows[0][1:] = names

@@ -1,6 +1,7 @@
 /* Whole jobs on made-up images: every recipe ends as it should, an interrupted job ends with the
  * same bits, and one that diverges falls back. Numbers are as small as they can be and still say
  * something. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -386,6 +387,41 @@ static void a_head_is_replaced_by_its_own_id(void **state)
     tk_job_result_fini(&r);
 }
 
+/* The setting reaches the trunk's products: other numbers, but near. */
+static void a_job_computes_in_bfloat16_when_told(void **state)
+{
+    (void)state;
+    tk_setting set[QUICK + 1];
+    float *trunk[2];
+    size_t n = 0;
+    memcpy(set, quick, sizeof quick);
+    for (unsigned i = 0; i < 2; i++) {
+        const char *const folders[] = {"in-fp32", "in-bf16"};
+        spy s = {.stop_after = -1};
+        tk_job_opts o = job(folders[i], "scratch", &s);
+        o.base = NULL;
+        o.arch = TK_RESNET20;
+        o.preproc = fixture_preproc();
+        set[QUICK] = (tk_setting){"compute", i};
+        o.set = set;
+        o.n_set = QUICK + 1;
+        tk_job_result r = run(&o);
+        tk_model *m = load(file_in(folders[i], "candidate.safetensors"));
+        n = m->trunk->trained;
+        trunk[i] = tk_aligned_calloc(n, sizeof **trunk);
+        memcpy(trunk[i], m->trunk->data, n * sizeof **trunk);
+        tk_model_destroy(m);
+        tk_job_result_fini(&r);
+    }
+    double off = 0, all = 0;
+    for (size_t k = 0; k < n; k++) {
+        off += pow((double)trunk[1][k] - (double)trunk[0][k], 2);
+        all += pow((double)trunk[0][k], 2);
+    }
+    if (!(off > 0 && off < 0.01 * all)) fail_msg("off by %g of %g", sqrt(off), sqrt(all));
+    tk_free(trunk[0]), tk_free(trunk[1]);
+}
+
 static void what_cannot_be_done_is_refused_before_work_begins(void **state)
 {
     (void)state;
@@ -439,6 +475,7 @@ int main(void)
         cmocka_unit_test(a_candidate_is_measured_in_every_precision),
         cmocka_unit_test(without_a_held_out_image_a_version_is_offered_in_fp32_only),
         cmocka_unit_test(a_head_is_replaced_by_its_own_id),
+        cmocka_unit_test(a_job_computes_in_bfloat16_when_told),
         cmocka_unit_test(what_cannot_be_done_is_refused_before_work_begins),
         cmocka_unit_test(a_finished_jobs_scratch_files_are_cleaned),
     };

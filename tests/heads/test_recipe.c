@@ -68,6 +68,7 @@ static void a_bad_value_is_refused_with_field_limit_and_value(void **state)
         {"epochs", 2.5, {"epochs", "2.5", "whole"}},
         {"views", 65, {"views", "65", "1..64"}},
         {"validation", 0.9, {"validation", "0.9", "0.01..0.5"}},
+        {"compute", 2, {"compute", "2 is", "0..1"}},
         {"kapa", 1, {"kapa", "no such", "hyper-parameter"}},
         {"", 1, {"\"\"", "no such", "hyper-parameter"}},
     };

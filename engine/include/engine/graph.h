@@ -13,6 +13,7 @@
 
 #include "engine/net.h"
 #include "engine/pool.h"
+#include "engine/precision.h"
 #include "engine/side.h"
 
 typedef enum tk_bn_mode {
@@ -26,6 +27,14 @@ typedef struct tk_graph tk_graph;
 /* `pool` is borrowed and must outlive the graph. */
 TK_MUST tk_err tk_graph_create(tk_graph **out, tk_arch arch, unsigned px, size_t max_batch,
                                tk_pool *pool, tk_diag *diag);
+/* The same, computing in `precision`: tk_graph_create()'s TK_PRECISION_FP32, or TK_PRECISION_BF16, which
+ * rounds the operands of the convolutions' matrix products to bfloat16 (images, activations, weights and
+ * gradients as they enter a product). What is kept or summed stays fp32: parameters, activations,
+ * gradients, batch norm, and all of tk_graph_backward_squares()'s weight gradients. Faster than fp32 only
+ * where tk_precision_native() says so; elsewhere it gives the same up to rounding, slowly. Every other
+ * precision is TK_BADARG. */
+TK_MUST tk_err tk_graph_create_as(tk_graph **out, tk_arch arch, unsigned px, size_t max_batch,
+                                  tk_precision precision, tk_pool *pool, tk_diag *diag);
 void tk_graph_destroy(tk_graph *graph); /* NULL is fine */
 
 /* x: [n][px][px][3], copied; *features borrows [n][features] until the next forward. 1 <= n <= max_batch.

@@ -17,7 +17,7 @@ typedef struct tk_recipe {
     bool adapter;     /* with an adapter, or by itself: the probe */
     bool from_scratch;
     double epochs, steps, batch, rate, head_rate, momentum, decay, clip, schedule, rise, smoothing,
-        batch_norm;
+        batch_norm, compute;
     double warm_up, views, pad, flip, scale_min;
     double policy, adapter_rank;
     double kappa, kappa_sum, temperature;
