@@ -52,14 +52,13 @@ tk_err tk__job_adapter(tk__job *j)
     if (err != TK_OK) return err;
     tk__job_enter(j, TK_STAGE_TRAIN);
     err = tk__job_train(j, &point);
-    if (err == TK_DIVERGED && !point.found) {
-        snprintf(why, sizeof why, "%s", j->diag->text);
-        return keep_probe(j, why);
-    }
     if (err != TK_OK && err != TK_DIVERGED) return err;
     tk__job_leave(j);
     tk__job_enter(j, TK_STAGE_GATE);
-    if (j->o->gate && point.verdict.worth <= j->r->probe_accuracy) {
+    if (!point.found) {
+        snprintf(why, sizeof why, "%s", j->diag->text);
+        err = keep_probe(j, why);
+    } else if (j->o->gate && point.verdict.worth <= j->r->probe_accuracy) {
         err = keep_probe(j, "the adapter is worth no more than the linear probe");
     } else {
         if (j->best.trunk) tk_student_copy_weights(&j->now, &j->best);

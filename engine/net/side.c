@@ -186,10 +186,19 @@ static void mean_task(void *ctx, size_t image, size_t thread)
                              m->z + image * tk__side_width(m->side));
 }
 
-void tk__side_run(const tk__side *side, size_t stage, size_t n, const float *x, float *z)
+static bool any(const bool *rows, size_t first, size_t n)
+{
+    for (size_t i = first; rows != NULL && i < first + n; i++)
+        if (rows[i]) return true;
+    return rows == NULL;
+}
+
+void tk__side_run(const tk__side *side, size_t stage, size_t n, const float *x, float *z,
+                  const bool *rows)
 {
     for (size_t j = 0; j < side->rank; j += side->slice) {
         const size_t columns = tk__min_size(side->slice, side->rank - j);
+        if (!any(rows, j, columns)) continue;
         const tk__conv geo = tk__side_geo(side->layout, stage, columns, n);
         tk__conv_run(&side->ex, &(tk__conv_job){.geo = geo,
                                                 .in = {.x = x},
