@@ -69,6 +69,8 @@ TK_MUST tk_err tk__job_line_search(tk__job *j, tk__point *point);
 
 /* job_adapter.c: in place of joint training and decision, for a recipe with an adapter. */
 TK_MUST tk_err tk__job_adapter(tk__job *j);
+/* j->now as its training begins: the probe, with an adapter that has no say yet. */
+TK_MUST tk_err tk__job_start_adapter(tk__job *j);
 /* Rank of the adapter that the recipe asks for; 0: none. */
 static inline size_t tk__job_adapter_rank(const tk__job *j)
 {

@@ -120,6 +120,7 @@ static void adapter(tk_recipe *r)
 {
     r->train_trunk = false;
     r->adapter = true;
+    r->rate = 0.2;
     r->line_search = 0;
 }
 
@@ -162,7 +163,8 @@ enum { RECIPES = sizeof recipes / sizeof *recipes };
 static void adjust_for_arch(tk_recipe *r, tk_arch arch)
 {
     const bool cifar_stem = arch == TK_RESNET20 || arch == TK_RESNET32 || arch == TK_RESNET56;
-    if (cifar_stem || r->from_scratch || r->batch_norm != 0 || r->rate <= 1e-2) return;
+    if (cifar_stem || r->from_scratch || !r->train_trunk || r->batch_norm != 0 || r->rate <= 1e-2)
+        return;
     r->rate = 1e-2;
     r->steps = 500;
     if (r->kappa > 0 && r->lambda > 0) {
