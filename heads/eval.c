@@ -139,7 +139,8 @@ static void run_batch(const tk_eval_task *task, const scratch *s, size_t first, 
 {
     const tk_cut cut = {.images = task->images + first};
     tk_canvases_render(task->canvases, &cut, n, s->x, pool);
-    tk_plan_run_side(s->plan, n, s->x, s->features, tk_stack_rank(&s->stack) > 0 ? s->z : NULL);
+    tk_plan_run_side(s->plan, n, s->x, s->features, tk_stack_rank(&s->stack) > 0 ? s->z : NULL,
+                     NULL);
     for (size_t h = 0; h < task->n_heads; h++) {
         const tk_head *head = task->heads[h];
         const float *in = tk_stack_input(&s->stack, h, n, s->features, s->z, s->inputs);

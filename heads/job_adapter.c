@@ -3,7 +3,11 @@
  * may choose measures joint training by. */
 #include <stdio.h>
 
+#include "engine/mem.h"
+#include "engine/plan.h"
 #include "job_internal.h"
+
+enum { LEVEL_IMAGES = 64 }; /* from which the adapter's size at the start is found */
 
 /* The student and the head that stands for it, with or without an adapter. */
 static tk_err reshape(tk__job *j, size_t rank)
@@ -20,6 +24,42 @@ static tk_err reshape(tk__job *j, size_t rank)
     tk_head_destroy(j->head);
     j->head = head;
     return TK_OK;
+}
+
+/* One pass over some training images, evenly chosen. x, features and z are for `n` of them. */
+static tk_err level(tk__job *j, size_t n, float *x, float *features, float *z)
+{
+    uint32_t images[LEVEL_IMAGES];
+    tk_plan *plan;
+    const tk_side side = {j->r->arch, j->now.rank, tk_student_adapter(&j->now)};
+    for (size_t i = 0; i < n; i++)
+        images[i] = j->split.train[i * j->split.n_train / n];
+    tk_err err =
+        tk_plan_create(&plan, j->base->trunk, j->base->preproc.crop, n, j->o->pool, j->diag);
+    if (err == TK_OK) err = tk_plan_set_side(plan, &side, j->diag);
+    if (err == TK_OK) {
+        tk_canvases_render(j->canvases, &(tk_cut){.images = images}, n, x, j->o->pool);
+        tk_plan_run_side(plan, n, x, features, z, NULL);
+        tk_student_level_adapter(&j->now, n, features, z);
+    }
+    tk_plan_destroy(plan);
+    return err;
+}
+
+tk_err tk__job_start_adapter(tk__job *j)
+{
+    const size_t crop = j->base->preproc.crop, most = j->split.n_train;
+    const size_t n = most < LEVEL_IMAGES ? most : LEVEL_IMAGES;
+    float *x = tk_aligned_calloc(n * crop * crop * 3, sizeof *x);
+    float *features = tk_aligned_calloc(n * j->now.features, sizeof *features);
+    float *z = tk_aligned_calloc(n * j->now.width, sizeof *z);
+    tk_student_start_adapter(&j->now, &j->warm, j->o->seed);
+    const tk_err err = x && features && z ? level(j, n, x, features, z)
+                                          : tk_fail(j->diag, TK_NOMEM, "adapter: out of memory");
+    tk_free(x);
+    tk_free(features);
+    tk_free(z);
+    return err;
 }
 
 bool tk__job_wants_adapter(const tk__job *j)
@@ -52,7 +92,7 @@ tk_err tk__job_adapter(tk__job *j)
 {
     const tk_recipe recipe = j->r->recipe;
     tk__job_enter(j, TK_STAGE_ADAPTER);
-    j->r->recipe = tk_recipe_apart(&recipe, true);
+    if (recipe.train_trunk) j->r->recipe = tk_recipe_apart(&recipe, true);
     tk_err err = train(j);
     j->r->recipe = recipe;
     tk_objective_destroy(j->objective);

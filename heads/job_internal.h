@@ -74,6 +74,8 @@ TK_MUST tk_err tk__job_line_search(tk__job *j, tk__point *point);
 bool tk__job_wants_adapter(const tk__job *j);
 /* Trains one, which is then j->adapted unless training diverged at once. */
 TK_MUST tk_err tk__job_adapter(tk__job *j);
+/* j->now as its training begins: the probe, with an adapter that has no say yet. */
+TK_MUST tk_err tk__job_start_adapter(tk__job *j);
 /* Accuracy of the better of adapter and probe, which cost nobody anything. */
 double tk__job_apart_worth(const tk__job *j);
 /* That one is the outcome. */

@@ -149,9 +149,10 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
                               sizeof checkpoint);
     if (err != TK_OK) return err;
     if (r->adapter)
-        tk_student_start_adapter(&j->now, &j->warm, j->o->seed);
+        err = tk__job_start_adapter(j);
     else
         tk_student_copy_weights(&j->now, &j->warm);
+    if (err != TK_OK) return err;
     if (r->warm_up == 0 && !r->adapter) tk_student_random_head(&j->now, j->o->seed);
     const bool distil = r->kappa > 0 && j->n_others > 0;
     /* without the gate there is no floor to search under */

@@ -144,7 +144,8 @@ static void run_batch(tk_pseudo_labels *p, pass *s, size_t first, size_t n)
     }
     const tk_cut cut = {&opts->augment, opts->seed, s->images, s->views};
     tk_canvases_render(opts->canvases, &cut, n, s->x, opts->pool);
-    tk_plan_run_side(s->plan, n, s->x, s->features, tk_stack_rank(&s->stack) > 0 ? s->z : NULL);
+    tk_plan_run_side(s->plan, n, s->x, s->features, tk_stack_rank(&s->stack) > 0 ? s->z : NULL,
+                     NULL);
     for (size_t h = 0; h < p->n_heads; h++) {
         const tk_head *head = opts->heads[h];
         const float *in = tk_stack_input(&s->stack, h, n, s->features, s->z, s->inputs);

@@ -89,6 +89,7 @@ tk_recipe tk_recipe_apart(const tk_recipe *recipe, bool adapter)
     tk_recipe r = *recipe;
     r.train_trunk = false;
     r.adapter = adapter;
+    if (adapter) r.rate = 0.2; /* of small new weights: measured */
     r.kappa = r.lambda = 0;
     r.trials = 1;
     r.line_search = 0;
@@ -177,7 +178,8 @@ enum { RECIPES = sizeof recipes / sizeof *recipes };
 static void adjust_for_arch(tk_recipe *r, tk_arch arch)
 {
     const bool cifar_stem = arch == TK_RESNET20 || arch == TK_RESNET32 || arch == TK_RESNET56;
-    if (cifar_stem || r->from_scratch || r->batch_norm != 0 || r->rate <= 1e-2) return;
+    if (cifar_stem || r->from_scratch || !r->train_trunk || r->batch_norm != 0 || r->rate <= 1e-2)
+        return;
     r->rate = 1e-2;
     r->steps = 500;
     if (r->kappa > 0 && r->lambda > 0) {

@@ -75,6 +75,12 @@ size_t tk_stack_widest(const tk_stack *stack)
     return stack->features + stack->stages * rank;
 }
 
+void tk_stack_mark(const tk_stack *stack, size_t i, bool *rows)
+{
+    for (size_t r = stack->first[i]; r < stack->first[i + 1]; r++)
+        rows[r] = true;
+}
+
 /* The two places of adapter i in a stage: in the stack, and by itself. */
 typedef struct part {
     float *weight, *bias; /* in the stack */

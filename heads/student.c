@@ -65,6 +65,28 @@ void tk_student_start_adapter(tk_student *to, const tk_student *plain, uint64_t 
     }
 }
 
+static double mean_square(size_t n, size_t c, const float *x, size_t pitch)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < c; j++)
+            sum += (double)x[i * pitch + j] * (double)x[i * pitch + j];
+    return sum / (double)(n * c);
+}
+
+void tk_student_level_adapter(tk_student *student, size_t n, const float *features, const float *z)
+{
+    const tk_arch arch = student->trunk->arch;
+    const size_t r = student->rank, stages = tk_arch_stages(arch), f = student->features;
+    const double wanted = mean_square(n, f, features, f);
+    for (size_t s = 0; s < stages; s++) {
+        const double have = mean_square(n, r, z + s * r, stages * r);
+        float *weight = tk_student_adapter(student) + tk_side_at(arch, r, s);
+        for (size_t i = 0; have > 0 && i < r * tk_arch_channels(arch, s); i++)
+            weight[i] = (float)((double)weight[i] * sqrt(wanted / have));
+    }
+}
+
 void tk_student_to_head(const tk_student *student, tk_head *head)
 {
     assert(head->rank == student->rank && head->classes == student->classes);

@@ -236,6 +236,7 @@ typedef struct run_state {
     const tk_plan *plan;
     const float *x; /* of the whole batch */
     float *z;       /* the same; NULL: not wanted */
+    const bool *rows;
 } run_state;
 
 static void run_pool(const tk_plan *p, const tk__unit *u, size_t i0, size_t n)
@@ -273,23 +274,24 @@ static void run_unit(void *ctx, size_t i, size_t i0, size_t n)
     const int stage = s->z != NULL ? tk__tap_of(&p->layout, u->out) : -1;
     if (stage >= 0)
         tk__side_run(p->side, (size_t)stage, n, map_at(p, u->out, i0),
-                     s->z + i0 * tk__side_width(p->side));
+                     s->z + i0 * tk__side_width(p->side), s->rows);
 }
 
 void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
 {
-    tk_plan_run_side(plan, n, x, features, NULL);
+    tk_plan_run_side(plan, n, x, features, NULL, NULL);
 }
 
-void tk_plan_run_side(tk_plan *plan, size_t n, const float *x, float *features, float *z)
+void tk_plan_run_side(tk_plan *plan, size_t n, const float *x, float *features, float *z,
+                      const bool *rows)
 {
     assert(n >= 1 && n <= plan->max_batch && (z == NULL || plan->side != NULL));
     if (plan->lowp != NULL) {
-        tk__lowp_run(plan->lowp, n, x, features, plan->side, z);
+        tk__lowp_run(plan->lowp, n, x, features, plan->side, z, rows);
         return;
     }
     see_map(plan, TK__INPUT_MAP, n, TK__INPUT_MAP, x);
-    tk__route_run(&plan->route, n, run_unit, &(run_state){plan, x, z});
+    tk__route_run(&plan->route, n, run_unit, &(run_state){plan, x, z, rows});
     if (plan->seen != NULL) return;
     const int last = (int)plan->layout.maps - 1;
     const tk__map *m = &plan->layout.map[last];

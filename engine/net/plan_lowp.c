@@ -249,6 +249,7 @@ typedef struct run_state {
     const tk__lowp_plan *plan;
     const tk__side *side;
     float *z; /* of the whole batch; NULL: not wanted */
+    const bool *rows;
 } run_state;
 
 static void run_side(const run_state *r, size_t stage, size_t i0, size_t n)
@@ -262,7 +263,8 @@ static void run_side(const run_state *r, size_t stage, size_t i0, size_t n)
                      .y = tk__side_map(r->side),
                      .scale = p->kind[tap] == TK__MAP_U8 ? p->map_scale[tap] : 0.0f};
     tk_pool_run(p->pool, n, widen_task, &s);
-    tk__side_run(r->side, stage, n, tk__side_map(r->side), r->z + i0 * tk__side_width(r->side));
+    tk__side_run(r->side, stage, n, tk__side_map(r->side), r->z + i0 * tk__side_width(r->side),
+                 r->rows);
 }
 
 static void run_pool(const tk__lowp_plan *p, const tk__unit *u, size_t i0, size_t n)
@@ -286,11 +288,11 @@ static void run_unit(void *ctx, size_t i, size_t i0, size_t n)
 }
 
 void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features,
-                  const tk__side *side, float *z)
+                  const tk__side *side, float *z, const bool *rows)
 {
     image_state s = {.plan = plan, .x = x};
     tk_pool_run(plan->pool, n * INPUT_STRIPS, load_task, &s);
-    tk__route_run(&plan->route, n, run_unit, &(run_state){plan, side, z});
+    tk__route_run(&plan->route, n, run_unit, &(run_state){plan, side, z, rows});
     const int last = (int)plan->layout.maps - 1;
     const tk__map *m = &plan->layout.map[last];
     s = (image_state){.plan = plan,

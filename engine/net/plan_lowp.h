@@ -17,7 +17,7 @@ TK_MUST tk_err tk__lowp_create(tk__lowp_plan **out, const tk_params *params, uns
 void tk__lowp_destroy(tk__lowp_plan *plan); /* NULL is fine */
 /* z may be NULL: without the side. */
 void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features,
-                  const tk__side *side, float *z);
+                  const tk__side *side, float *z, const bool *rows);
 size_t tk__lowp_bytes(const tk__lowp_plan *plan);
 const tk__layout *tk__lowp_layout(const tk__lowp_plan *plan);
 const tk__route *tk__lowp_route(const tk__lowp_plan *plan);

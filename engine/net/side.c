@@ -1,13 +1,12 @@
-/* See side.h. The convolution goes a slice of columns at a time, so that its output stays in the
- * cache until its mean is taken, however many adapters there are. */
+/* See side.h. The convolution goes a panel of columns at a time, so that its output stays in the
+ * cache until its mean is taken, however many adapters there are, and panels that nobody asks for
+ * are left out. */
 #include "net/side.h"
 
 #include <string.h>
 
 #include "engine/mem.h"
 #include "net/arch_internal.h"
-
-enum { PANELS = 2 }; /* of a slice */
 
 size_t tk_arch_stages(tk_arch arch)
 {
@@ -67,7 +66,7 @@ void tk__side_weights(const tk_side *side, size_t stage, float *w)
 struct tk__side {
     const tk__layout *layout;
     tk__exec ex;
-    size_t rank, slice; /* slice: columns at a time */
+    size_t rank, slice; /* columns at a time */
     float *block;       /* everything below lies in it */
     size_t floats;
     float *packed[TK_MAX_STAGES], *bias[TK_MAX_STAGES];
@@ -85,28 +84,31 @@ static size_t group_of(const tk__route *route, size_t stage)
     return route->max_batch;
 }
 
+/* Places `floats` from `base` on (NULL: only counts). */
+static float *place(float *base, size_t *used, size_t floats)
+{
+    float *at = base != NULL ? base + *used : NULL;
+    *used += tk__div_up(floats, 16) * 16;
+    return at;
+}
+
 /* Places everything from `base` on (NULL: only counts) and returns the floats used. */
 static size_t lay_out(tk__side *p, const tk__route *route, bool convert, float *base)
 {
     size_t used = 0, y = 0, map = 0, scratch = 0;
-    float **const places[] = {&p->y, &p->map, &p->ex.scratch};
     for (size_t s = 0; s < p->layout->stages; s++) {
         const tk__conv geo = tk__side_geo(p->layout, s, p->rank, group_of(route, s));
         const size_t pixels = geo.n * geo.oh * geo.ow;
-        p->packed[s] = base != NULL ? base + used : NULL;
-        used += tk__div_up(tk__conv_pack_size(&geo), 16) * 16;
-        p->bias[s] = base != NULL ? base + used : NULL;
-        used += tk__div_up(p->rank, 16) * 16;
+        p->packed[s] = place(base, &used, tk__conv_pack_size(&geo));
+        p->bias[s] = place(base, &used, p->rank);
         y = tk__max_size(y, pixels * tk__min_size(p->slice, p->rank));
         map = tk__max_size(map, pixels * geo.ic);
         scratch = tk__max_size(scratch, tk__conv_scratch(&geo));
     }
+    p->y = place(base, &used, y);
+    p->map = convert ? place(base, &used, map) : NULL;
     p->ex.scratch_each = tk__div_up(scratch, 16) * 16;
-    const size_t sizes[] = {y, convert ? map : 0, p->ex.scratch_each * tk_pool_threads(p->ex.pool)};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        *places[i] = base != NULL ? base + used : NULL;
-        used += tk__div_up(sizes[i], 16) * 16;
-    }
+    p->ex.scratch = place(base, &used, p->ex.scratch_each * tk_pool_threads(p->ex.pool));
     return used;
 }
 
@@ -134,7 +136,7 @@ tk_err tk__side_create(tk__side **out, const tk_side *weights, const tk__route *
     p->layout = route->layout;
     p->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool};
     p->rank = weights->rank;
-    p->slice = PANELS * p->ex.kn->nr;
+    p->slice = p->ex.kn->nr;
     p->floats = lay_out(p, route, convert, NULL);
     p->block = tk_aligned_calloc(p->floats, sizeof *p->block);
     tk_err err = p->block != NULL ? TK_OK : TK_NOMEM;
@@ -186,10 +188,19 @@ static void mean_task(void *ctx, size_t image, size_t thread)
                              m->z + image * tk__side_width(m->side));
 }
 
-void tk__side_run(const tk__side *side, size_t stage, size_t n, const float *x, float *z)
+static bool any(const bool *rows, size_t first, size_t n)
+{
+    for (size_t i = first; rows != NULL && i < first + n; i++)
+        if (rows[i]) return true;
+    return rows == NULL;
+}
+
+void tk__side_run(const tk__side *side, size_t stage, size_t n, const float *x, float *z,
+                  const bool *rows)
 {
     for (size_t j = 0; j < side->rank; j += side->slice) {
         const size_t columns = tk__min_size(side->slice, side->rank - j);
+        if (!any(rows, j, columns)) continue;
         const tk__conv geo = tk__side_geo(side->layout, stage, columns, n);
         tk__conv_run(&side->ex, &(tk__conv_job){.geo = geo,
                                                 .in = {.x = x},

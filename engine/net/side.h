@@ -24,8 +24,10 @@ void tk__side_destroy(tk__side *side); /* NULL is fine */
 size_t tk__side_bytes(const tk__side *side);
 /* Room for the map of n images of a group, in fp32; only with `convert`. */
 float *tk__side_map(const tk__side *side);
-/* z of stage s for n images with maps x [n][h][w][c]: to z [n][S][rank], of these images. */
-void tk__side_run(const tk__side *side, size_t stage, size_t n, const float *x, float *z);
+/* z of stage s for n images with maps x [n][h][w][c]: to z [n][S][rank], of these images. `rows` as
+ * in tk_plan_run_side(). */
+void tk__side_run(const tk__side *side, size_t stage, size_t n, const float *x, float *z,
+                  const bool *rows);
 /* Floats of z for one image. */
 size_t tk__side_width(const tk__side *side);
 

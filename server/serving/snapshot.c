@@ -30,6 +30,7 @@ struct tk_snapshot {
     float *input;    /* [max_batch][crop][crop][3] */
     float *vectors;  /* [max_batch][features] */
     float *z;        /* [max_batch][stack's width] */
+    bool *rows;      /* [stack's rank], which the batch asks for */
     float *inputs;   /* [threads][stack's widest] */
     float *logits;   /* [threads][max_classes] */
     tk_top *ranking; /* [threads][max_classes] */
@@ -47,6 +48,7 @@ static void destroy(tk_snapshot *s)
     tk_free(s->input);
     tk_free(s->vectors);
     tk_free(s->z);
+    tk_free(s->rows);
     tk_free(s->inputs);
     tk_free(s->logits);
     tk_free(s->ranking);
@@ -70,11 +72,13 @@ static tk_err make_buffers(tk_snapshot *s)
     s->input = tk_aligned_calloc(s->max_batch * pixels, sizeof *s->input);
     s->vectors = tk_aligned_calloc(s->max_batch * s->features, sizeof *s->vectors);
     s->z = tk_aligned_calloc(s->max_batch * tk_stack_width(&s->stack) + 1, sizeof *s->z);
+    s->rows = tk_calloc(tk_stack_rank(&s->stack) + 1, sizeof *s->rows);
     s->inputs = tk_aligned_calloc(threads * tk_stack_widest(&s->stack), sizeof *s->inputs);
     s->logits = tk_aligned_calloc(threads * s->max_classes, sizeof *s->logits);
     s->ranking = tk_calloc(threads * s->max_classes, sizeof *s->ranking);
-    return s->input && s->vectors && s->z && s->inputs && s->logits && s->ranking ? TK_OK
-                                                                                  : TK_NOMEM;
+    return s->input && s->vectors && s->z && s->rows && s->inputs && s->logits && s->ranking
+               ? TK_OK
+               : TK_NOMEM;
 }
 
 static tk_err no_memory(const tk_snapshot *s, tk_diag *diag)
@@ -323,20 +327,27 @@ static void answer_one(void *arg, size_t task, size_t thread)
     }
 }
 
-/* Does any image of the batch go through a head with an adapter? Else the side is left out. */
-static bool asks_adapter(size_t n, const tk_pass *passes)
+/* Marks the rows of the adapters that the batch goes through; false: there is none. */
+static bool mark_rows(tk_snapshot *s, size_t n, const tk_pass *passes)
 {
+    bool any = false;
+    memset(s->rows, 0, tk_stack_rank(&s->stack) * sizeof *s->rows);
     for (size_t i = 0; i < n; i++)
-        for (size_t h = 0; h < passes[i].n_heads; h++)
-            if (passes[i].heads[h]->rank > 0) return true;
-    return false;
+        for (size_t h = 0; h < passes[i].n_heads; h++) {
+            const tk_head *head = passes[i].heads[h];
+            if (head->rank == 0) continue;
+            tk_stack_mark(&s->stack, index_of(s, head), s->rows);
+            any = true;
+        }
+    return any;
 }
 
 void tk_snapshot_run(tk_snapshot *s, size_t n, const tk_pass *passes)
 {
     run_ctx ctx = {s, passes};
     tk_pool_run(s->pool, n, render_one, &ctx);
-    tk_plan_run_side(s->plan, n, s->input, s->vectors, asks_adapter(n, passes) ? s->z : NULL);
+    tk_plan_run_side(s->plan, n, s->input, s->vectors, mark_rows(s, n, passes) ? s->z : NULL,
+                     s->rows);
     tk_pool_run(s->pool, n, answer_one, &ctx);
 }
 

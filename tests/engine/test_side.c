@@ -150,13 +150,13 @@ static void check_plan(tk_arch arch, unsigned px, size_t rank, tk_precision prec
     const size_t bytes = tk_plan_bytes(plan);
     assert_int_equal(tk_plan_set_side(plan, &s.side, NULL), TK_OK);
     assert_true(tk_plan_bytes(plan) > bytes + tk_side_size(arch, rank) * sizeof(float));
-    tk_plan_run_side(plan, N, s.x, g, got);
+    tk_plan_run_side(plan, N, s.x, g, got, NULL);
     assert_memory_equal(f, g, N * s.features * sizeof *f); /* the trunk does not feel it */
     const double off = distance(N * width, got, want);
     if (!(off < tolerance[precision]))
         fail_msg("%s, %s: off by %g", tk_arch_name(arch), tk_precision_name(precision), off);
     for (size_t i = 0; i < N; i++) { /* nor an image its neighbours */
-        tk_plan_run_side(plan, 1, s.x + i * s.pixels, f, want);
+        tk_plan_run_side(plan, 1, s.x + i * s.pixels, f, want, NULL);
         assert_memory_equal(want, got + i * width, width * sizeof *want);
     }
     tk_plan_destroy(plan);
@@ -205,12 +205,12 @@ static void check_neighbours(void)
     stack(&a, &b, both);
     assert_int_equal(tk_plan_create(&plan, a.params, 32, 2, pool, NULL), TK_OK);
     assert_int_equal(tk_plan_set_side(plan, &(tk_side){TK_RESNET20, 155, both}, NULL), TK_OK);
-    tk_plan_run_side(plan, 2, a.x, f, together);
+    tk_plan_run_side(plan, 2, a.x, f, together, NULL);
     const subject *const each[] = {&a, &b};
     for (size_t k = 0, first = 0; k < 2; first += each[k++]->side.rank) {
         const size_t rank = each[k]->side.rank;
         assert_int_equal(tk_plan_set_side(plan, &each[k]->side, NULL), TK_OK);
-        tk_plan_run_side(plan, 2, a.x, f, alone);
+        tk_plan_run_side(plan, 2, a.x, f, alone, NULL);
         for (size_t row = 0; row < 6; row++) /* image, stage */
             assert_memory_equal(alone + row * rank, together + row * 155 + first,
                                 rank * sizeof *alone);
@@ -225,6 +225,29 @@ static void a_row_does_not_feel_its_neighbours(void **state)
 {
     (void)state;
     each_isa(check_neighbours);
+}
+
+/* Rows that nobody asks for cost nothing where a slice has none that is wanted. */
+static void only_the_rows_that_are_asked_for_are_computed(void **state)
+{
+    (void)state;
+    enum { RANK = 700, LAST = RANK - 1 };
+    subject s = make_subject(TK_RESNET20, 32, 1, RANK);
+    bool rows[RANK] = {[LAST] = true};
+    float *f = zeros(s.features), *all = zeros(3 * RANK), *some = zeros(3 * RANK);
+    tk_plan *plan;
+    assert_int_equal(tk_plan_create(&plan, s.params, 32, 1, pool, NULL), TK_OK);
+    assert_int_equal(tk_plan_set_side(plan, &s.side, NULL), TK_OK);
+    tk_plan_run_side(plan, 1, s.x, f, all, NULL);
+    tk_plan_run_side(plan, 1, s.x, f, some, rows);
+    for (size_t k = 0; k < 3; k++) {
+        assert_true(all[k * RANK] != 0);
+        assert_true(some[k * RANK] == 0); /* not touched */
+        assert_memory_equal(some + k * RANK + LAST, all + k * RANK + LAST, sizeof *all);
+    }
+    tk_plan_destroy(plan);
+    tk_free(f), tk_free(all), tk_free(some);
+    drop_subject(&s);
 }
 
 static void a_side_of_another_architecture_is_refused(void **state)
@@ -258,7 +281,7 @@ static void running_out_of_memory_leaves_no_side(void **state)
     }
     tk_test_alloc_fail_after(0);
     float f[64], z[12];
-    tk_plan_run_side(plan, 1, s.x, f, z);
+    tk_plan_run_side(plan, 1, s.x, f, z, NULL);
     tk_test_alloc_fail_after(-1);
     tk_plan_destroy(plan);
     drop_subject(&s);
@@ -450,6 +473,7 @@ int main(void)
         cmocka_unit_test(channels_of_the_stages_are_the_architectures),
         cmocka_unit_test(the_plans_side_is_the_formula),
         cmocka_unit_test(a_row_does_not_feel_its_neighbours),
+        cmocka_unit_test(only_the_rows_that_are_asked_for_are_computed),
         cmocka_unit_test(a_side_of_another_architecture_is_refused),
         cmocka_unit_test(running_out_of_memory_leaves_no_side),
         cmocka_unit_test(the_graphs_side_and_its_gradient_are_the_formula),

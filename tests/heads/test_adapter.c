@@ -11,6 +11,7 @@
 
 #include "close.h"
 #include "engine/mem.h"
+#include "engine/plan.h"
 #include "engine/rng.h"
 #include "fixture.h"
 #include "heads/fisher.h"
@@ -57,6 +58,51 @@ static void a_stack_deals_each_head_its_own_rows(void **state)
         assert_true(again[i] == 0);
     tk_free(adapter), tk_free(again);
     tk_stack_fini(&s);
+}
+
+/* --- the start --- */
+
+static double rms(size_t n, size_t c, const float *x, size_t pitch)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n * c; i++)
+        sum += (double)x[i / c * pitch + i % c] * (double)x[i / c * pitch + i % c];
+    return sqrt(sum / (double)(n * c));
+}
+
+/* An adapter begins without a say, and with outputs of the features' size in every stage. */
+static void an_adapter_starts_level_with_the_features(void **state)
+{
+    (void)state;
+    enum { N = 4, RANK = 7, C = FIXTURE_CLASSES, WIDTH = 64 + 3 * RANK };
+    tk_model *m = fixture_model(5, 0, NULL);
+    tk_student plain, s;
+    tk_plan *plan;
+    static float x[N * 32 * 32 * 3], features[N * 64], z[N * 3 * RANK];
+    for (size_t i = 0; i < sizeof x / sizeof *x; i++)
+        x[i] = tk_rng_normal(2, 0, i);
+    assert_int_equal(tk_student_init(&plain, m->trunk, C, 0), TK_OK);
+    assert_int_equal(tk_student_init(&s, m->trunk, C, RANK), TK_OK);
+    tk_student_random_head(&plain, 3);
+    tk_student_start_adapter(&s, &plain, 4);
+    for (size_t c = 0; c < C; c++) {
+        assert_memory_equal(s.head + c * WIDTH, plain.head + c * 64, 64 * sizeof(float));
+        assert_true(rms(1, 3 * RANK, s.head + c * WIDTH + 64, 0) == 0);
+    }
+    assert_memory_equal(s.head + C * WIDTH, plain.head + C * 64, C * sizeof(float));
+    const tk_side side = {TK_RESNET20, RANK, tk_student_adapter(&s)};
+    assert_int_equal(tk_plan_create(&plan, m->trunk, 32, N, fixture_pool(), NULL), TK_OK);
+    for (int pass = 0; pass < 2; pass++) {
+        assert_int_equal(tk_plan_set_side(plan, &side, NULL), TK_OK);
+        tk_plan_run_side(plan, N, x, features, z, NULL);
+        if (pass == 0) tk_student_level_adapter(&s, N, features, z);
+    }
+    for (size_t k = 0; k < 3; k++)
+        assert_close(rms(N, RANK, z + k * RANK, 3 * RANK) / rms(N, 64, features, 64), 1, 1e-4);
+    tk_plan_destroy(plan);
+    tk_student_fini(&plain);
+    tk_student_fini(&s);
+    tk_model_destroy(m);
 }
 
 /* --- gradients of a step --- */
@@ -504,6 +550,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_stack_deals_each_head_its_own_rows),
+        cmocka_unit_test(an_adapter_starts_level_with_the_features),
         cmocka_unit_test(a_step_follows_the_gradient_of_head_and_adapter),
         cmocka_unit_test(distillation_of_an_adapter_head_reaches_the_trunk_through_the_taps),
         cmocka_unit_test(old_and_new_adapters_learn_side_by_side),

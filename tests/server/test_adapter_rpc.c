@@ -66,7 +66,7 @@ static void direct(const tk_model *model, const tk_head *head, const uint8_t *ca
     assert_int_equal(tk_plan_create(&plan, model->trunk, PX, 1, pool, NULL), TK_OK);
     assert_int_equal(
         tk_plan_set_side(plan, &(tk_side){TK_RESNET20, head->rank, head->adapter}, NULL), TK_OK);
-    tk_plan_run_side(plan, 1, x, in, z);
+    tk_plan_run_side(plan, 1, x, in, z, NULL);
     memcpy(in + FEATURES, z, STAGES * head->rank * sizeof *z);
     tk_linear_forward(1, head->width, head->classes, in, head->weight, head->bias, scores);
     double sum = 0;

@@ -29,8 +29,10 @@ void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features);
  * which then decides about the maps that it reads. TK_BADARG: it is another architecture's. On failure
  * the plan has no side. */
 TK_MUST tk_err tk_plan_set_side(tk_plan *plan, const tk_side *side, tk_diag *diag);
-/* tk_plan_run() that also gives the side outputs z [n][S][rank]; NULL: they are not computed. */
-void tk_plan_run_side(tk_plan *plan, size_t n, const float *x, float *features, float *z);
+/* tk_plan_run() that also gives the side outputs z [n][S][rank]; NULL: they are not computed. `rows`
+ * [rank] says which are wanted (NULL: all); what stands in z of the others is not specified. */
+void tk_plan_run_side(tk_plan *plan, size_t n, const float *x, float *features, float *z,
+                      const bool *rows);
 
 size_t tk_plan_bytes(const tk_plan *plan);
 /* For a log: precision, instruction set, and how many convolutions go which way ("fp32, avx512: 13 of 20

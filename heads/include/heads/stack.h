@@ -29,6 +29,9 @@ size_t tk_stack_width(const tk_stack *stack);
 /* Inputs of the widest head. */
 size_t tk_stack_widest(const tk_stack *stack);
 
+/* Marks the rows of head i, for tk_plan_run_side(). */
+void tk_stack_mark(const tk_stack *stack, size_t i, bool *rows);
+
 /* Copies one adapter's numbers (as tk_side.data of its own rank) into the stack, and back. */
 void tk_stack_put(tk_stack *stack, size_t i, const float *adapter);
 void tk_stack_take(const tk_stack *stack, size_t i, float *adapter);

@@ -27,6 +27,10 @@ float *tk_student_adapter(const tk_student *student);
 /* The head of a student without adapter into one with, whose own inputs get no weight; and its
  * adapter at random: A_s ~ N(0, 2/c_s) (He et al. 2015, 1502.01852), b_s = 0. */
 void tk_student_start_adapter(tk_student *to, const tk_student *plain, uint64_t seed);
+/* Scales each A_s so that z [n][S][rank] gets the root mean square of `features` [n][features],
+ * which are of the same images: the trunk's maps come in any size, and a step has one rate
+ * (data-dependent initialisation: Salimans & Kingma 2016, 1602.07868, section 3). b_s must be 0. */
+void tk_student_level_adapter(tk_student *student, size_t n, const float *features, const float *z);
 /* Writes the head's weights into a tk_head of the same shape. */
 void tk_student_to_head(const tk_student *student, tk_head *head);
 /* U(-1/sqrt(f), 1/sqrt(f)), PyTorch's default for a linear layer. */
