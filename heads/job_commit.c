@@ -68,11 +68,14 @@ tk_err tk__job_decide(tk__job *j, const tk__point *point, bool diverged)
         err = tk__job_keep_probe(j, "joint training is worth no more than the linear probe");
     } else {
         err = judge(j, &j->now, gate, sizeof gate, &admitted);
-        r->outcome = TK_OUTCOME_COMMIT;
-        r->joint_accuracy = tk_validation_accuracy(&r->after[j->n_others]);
-        snprintf(
-            r->reason, sizeof r->reason, "%s%s",
-            admitted || err != TK_OK ? "" : "the gate is switched off and would refuse: ", gate);
+        if (err == TK_OK && j->o->gate && !admitted) {
+            err = fall_back(j, gate); /* the last word is the gate's, whatever the search found */
+        } else if (err == TK_OK) {
+            r->outcome = TK_OUTCOME_COMMIT;
+            r->joint_accuracy = tk_validation_accuracy(&r->after[j->n_others]);
+            snprintf(r->reason, sizeof r->reason, "%s%s",
+                     admitted ? "" : "the gate is switched off and would refuse: ", gate);
+        }
     }
     if (err == TK_OK) tk__job_leave(j);
     return err;
