@@ -189,6 +189,7 @@ tk_err tk__job_finish(tk__job *j)
 {
     char path[TK__PATH];
     tk_model *candidate = NULL;
+    tk__job_remark(j);
     tk_err err = tk__job_path(j, "candidate.safetensors", path, sizeof path);
     if (err != TK_OK || j->r->outcome == TK_OUTCOME_REJECT) return err;
     err = make_candidate(j, &candidate);
