@@ -102,7 +102,21 @@ static tk_err sample_images(tk__job *j, size_t n, uint32_t **images, uint32_t **
     return TK_OK;
 }
 
-/* Merges the new head's Fisher into the candidate's. */
+/* Merges the new head's Fisher into the candidate's, as its share keeps it. */
+static tk_err merge(const tk_recipe *r, tk_model *candidate, tk_head *head, float *fisher)
+{
+    const size_t n = candidate->trunk->trained;
+    const tk_ewc_form form = r->fisher_collapse != 0 ? TK_EWC_COLLAPSE : TK_EWC_ONLINE;
+    const tk_err err = tk_ewc_share_create(&head->share, n, fisher);
+    if (err != TK_OK) return err;
+    tk_ewc_merge(n, candidate->fisher, candidate->anchor, fisher, candidate->trunk->data, form,
+                 r->fisher_gamma);
+    for (size_t h = 0; h < candidate->n_heads && form == TK_EWC_ONLINE; h++)
+        if (candidate->heads[h] != head) candidate->heads[h]->share.weight *= r->fisher_gamma;
+    return TK_OK;
+}
+
+/* The new head's Fisher. */
 static tk_err add_fisher(tk__job *j, tk_model *candidate)
 {
     const tk_recipe *r = &j->r->recipe;
@@ -131,9 +145,7 @@ static tk_err add_fisher(tk__job *j, tk_model *candidate)
         err =
             tk_fisher_compute(tk_objective_graph(j->objective), candidate->trunk, &j->base->preproc,
                               &opts, j->o->pool, fisher, &candidate->fisher_scale, j->diag);
-    if (err == TK_OK)
-        tk_ewc_merge(trained, candidate->fisher, candidate->anchor, fisher, candidate->trunk->data,
-                     r->fisher_collapse != 0 ? TK_EWC_COLLAPSE : TK_EWC_ONLINE, r->fisher_gamma);
+    if (err == TK_OK) err = merge(r, candidate, tk_model_head(candidate, j->o->head), fisher);
     if (err == TK_NOMEM) tk_fail(j->diag, err, "Fisher: out of memory");
     j->r->fisher_scale = candidate->fisher_scale;
     tk_free(images);

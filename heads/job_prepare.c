@@ -22,6 +22,8 @@ static tk_err load_base(tk__job *j)
                          : tk_model_create(&j->r->base, o->arch, &o->preproc, j->diag);
     if (err != TK_OK) return err;
     j->base = j->r->base;
+    tk_head *old = tk_model_head(j->base, o->head);
+    if (old) tk_model_unprotect_head(j->base, old); /* it is to be replaced */
     j->r->arch = j->base->trunk->arch;
     return TK_OK;
 }

@@ -7,6 +7,7 @@
  * tolerance;
  *   - a job that ends with the probe leaves the other heads' logits as they were, bit by bit; one
  *     that is rejected leaves nothing that could be committed;
+ *   - the Fisher sum protects the heads that are there and none that is gone;
  *   - a job that was killed or stopped at random moments, any number of times, ends with the same
  *     files and the same report as one that was left in peace.
  *
@@ -420,6 +421,24 @@ static void check_other(chain *c, witness *w, promise *p, const char *dir, tk_ou
         BROKEN(c, "head %s: the version says best %.4f, it is %.4f", p->id, head->best, p->best);
 }
 
+/* The Fisher sum is that of the heads that are there, to the rounding of floats. */
+static void check_fisher(chain *c, const tk_model *m)
+{
+    if (!m->fisher) return;
+    const size_t n = m->trunk->trained;
+    float *sum = tk_aligned_calloc(n, sizeof(float)), largest = 1;
+    assert_non_null(sum);
+    for (size_t h = 0; h < m->n_heads; h++) {
+        tk_ewc_share_add(&m->heads[h]->share, 1, sum);
+        largest = fmaxf(largest, m->heads[h]->share.largest);
+    }
+    for (size_t j = 0; j < n; j++)
+        if (fabsf(m->fisher[j] - sum[j]) > 1e-5f * largest)
+            BROKEN(c, "the Fisher is %g where its shares are %g", (double)m->fisher[j],
+                   (double)sum[j]);
+    tk_free(sum);
+}
+
 static void adopt(chain *c, witness *w, const trial *t, const char *dir)
 {
     promise *p = find(c, t->head);
@@ -459,6 +478,7 @@ static void judge(chain *c, const trial *t, const char *dir)
         if (strcmp(c->heads[h].id, t->head) != 0)
             check_other(c, &w, &c->heads[h], dir, (tk_outcome)outcome);
     adopt(c, &w, t, dir);
+    check_fisher(c, w.model);
     if (w.model->n_heads != c->n) BROKEN(c, "%zu heads are there", w.model->n_heads);
     witness_fini(&w);
 }
@@ -479,6 +499,7 @@ static void delete_head(chain *c)
     c->heads[gone] = c->heads[--c->n];
     c->deletions++;
     witness_init(&w, c->base);
+    check_fisher(c, w.model);
     for (size_t h = 0; h < c->n; h++) {
         float logits[FIXED][CLASSES];
         fixed_logits(&w, tk_model_head(w.model, c->heads[h].id), logits);

@@ -4,6 +4,7 @@
  *     trunk.<torchvision name>            the trunk
  *     head.<id>.weight [c][f], .bias [c]  one pair per head
  *     ewc.fisher.<name>, ewc.anchor.<name>  collapsed Fisher and anchor (absent: EWC off)
+ *     ewc.share.<id>                      bytes: the head's part of the Fisher (heads/ewc_share.h)
  *     __metadata__.trunkd                 JSON: format, arch, preprocessing, heads (id, labels,
  *                                         tolerance, best, precisions), Fisher's scale, int8's
  *                                         ranges
@@ -15,6 +16,7 @@
 #include "engine/image.h"
 #include "engine/net.h"
 #include "engine/precision.h"
+#include "heads/ewc_share.h"
 
 enum { TK_HEAD_MAX_CLASSES = 10000, TK_LABEL_MAX = 256 };
 
@@ -33,11 +35,12 @@ typedef struct tk_precision_check {
 typedef struct tk_head {
     char *id;
     size_t classes, features;
-    char **labels;    /* [classes], UTF-8, unique, 1..TK_LABEL_MAX bytes */
-    float *weight;    /* [classes][features] */
-    float *bias;      /* [classes] */
-    double tolerance; /* points that the gate lets it fall, default 1.0 */
-    double best;      /* best committed validation accuracy, 0..1; NaN: never measured */
+    char **labels;      /* [classes], UTF-8, unique, 1..TK_LABEL_MAX bytes */
+    float *weight;      /* [classes][features] */
+    float *bias;        /* [classes] */
+    double tolerance;   /* points that the gate lets it fall, default 1.0 */
+    double best;        /* best committed validation accuracy, 0..1; NaN: never measured */
+    tk_ewc_share share; /* of the model's Fisher; none when it was made without, or not loaded */
     tk_precision_check checks[TK_PRECISION_COUNT]; /* fp32's is unused */
 } tk_head;
 
@@ -64,7 +67,11 @@ void tk_model_destroy(tk_model *model);
 tk_head *tk_model_head(const tk_model *model, const char *id); /* or NULL */
 /* Takes the head. TK_EXISTS when the id is there. */
 TK_MUST tk_err tk_model_add_head(tk_model *model, tk_head *head);
-/* Removes and frees; false when absent. */
+/* Takes the head's share out of the Fisher sum: the trunk is free to forget it. The part of a head
+ * that has no share (of a version made before there were any) stays in the sum. */
+void tk_model_unprotect_head(tk_model *model, tk_head *head);
+/* Removes and frees, its share of the Fisher with it; without heads there is no Fisher. False when
+ * absent. */
 bool tk_model_drop_head(tk_model *model, const char *id);
 
 /* May the version be served in `precision`? In fp32 always, in another one when every head was
