@@ -116,6 +116,7 @@ int tk__cmd_head_delete(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 int tk__cmd_validation(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_tenant_create(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_tenant_list(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
+int tk__cmd_tenant_delete(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_token_issue(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_token_revoke(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_versions(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);

@@ -191,7 +191,7 @@ static tk_err sweep_jobs(tk_store *store, tk_diag *diag)
 {
     tk_err err = TK_OK;
     int64_t last, live;
-    err = tk__db_int(store->db, &last, 0, diag, "SELECT max(id) FROM jobs", "");
+    err = tk__db_int(store->db, &last, 0, diag, "SELECT seq FROM sqlite_sequence WHERE name = 'jobs'", "");
     for (int64_t id = 1; err == TK_OK && id <= last; id++) {
         char *path = tk_store_job_dir(store, (uint64_t)id);
         if (!path) return no_memory(diag);
@@ -235,6 +235,7 @@ tk_err tk_store_open(tk_store **out, const char *dir, const tk_store_opts *opts,
     if (err == TK_OK) err = open_records(store, diag);
     if (err == TK_OK) err = check_current(store, diag);
     if (err == TK_OK) err = tk__objects_sweep_locked(store, diag);
+    if (err == TK_OK) err = tk__store_purge_locked(store, diag);
     if (err == TK_OK) err = sweep_jobs(store, diag);
     if (err == TK_OK) err = tk__tokens_open(store, diag);
     if (err != TK_OK) {

@@ -82,5 +82,19 @@ TK_MUST tk_err tk__event_add_locked(tk_store *store, uint64_t job, const tk_job_
 /* Reads the live tokens; makes the first admin token when there has never been one. At start. */
 TK_MUST tk_err tk__tokens_open(tk_store *store, tk_diag *diag);
 void tk__tokens_fini(tk_store *store);
+/* tk__store_end() for a transaction that changed tokens or tenants. */
+TK_MUST tk_err tk__store_end_with_tokens(tk_store *store, tk_err err, tk_diag *diag);
+
+/* -- store_commit.c -- */
+
+/* Within a transaction: a new current version; other files for older ones. */
+TK_MUST tk_err tk__version_commit_locked(tk_store *store, const tk_commit *commit, tk_diag *diag);
+TK_MUST tk_err tk__versions_replace_locked(tk_store *store, const tk_scrub *scrubbed, size_t n,
+                                           tk_diag *diag);
+
+/* -- store_leave.c -- */
+
+/* tk_store_purge(), when one is due. */
+TK_MUST tk_err tk__store_purge_locked(tk_store *store, tk_diag *diag);
 
 #endif
