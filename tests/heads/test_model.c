@@ -98,6 +98,25 @@ static void a_dropped_head_takes_its_share_of_the_fisher_along(void **state)
     tk_model_destroy(m);
 }
 
+static void a_share_of_the_wrong_size_is_refused(void **state)
+{
+    (void)state;
+    const char *path = fixture_path("share.safetensors");
+    tk_model *m = make(true), *back;
+    tk_diag diag;
+    share_out(m);
+    m->heads[1]->share.n--;
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, &diag), TK_BADDATA);
+    assert_non_null(strstr(diag.text, "ewc.share.bob/colour"));
+    m->heads[1]->share.n++;
+    m->heads[1]->share.weight = 2; /* more than once in the sum */
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, &diag), TK_BADDATA);
+    assert_non_null(strstr(diag.text, "share"));
+    tk_model_destroy(m);
+}
+
 static void a_model_survives_the_file(void **state)
 {
     (void)state;
@@ -261,6 +280,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_model_survives_the_file),
+        cmocka_unit_test(a_share_of_the_wrong_size_is_refused),
         cmocka_unit_test(a_dropped_head_takes_its_share_of_the_fisher_along),
         cmocka_unit_test(a_clone_is_equal_and_independent),
         cmocka_unit_test(heads_are_added_once_and_dropped_by_id),
