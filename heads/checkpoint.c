@@ -11,27 +11,13 @@
 #include <string.h>
 
 #include "engine/file.h"
+#include "hash.h"
 #include "train_internal.h"
 
 typedef struct header {
     char magic[8];
     uint64_t state, epochs, count, trained, head, reserved[2];
 } header;
-
-/* FNV-1a over 64-bit words (the rest byte by byte): catches a damaged disk, not an enemy. */
-static uint64_t mix(uint64_t h, const void *data, size_t size)
-{
-    const uint8_t *p = data;
-    for (; size >= 8; p += 8, size -= 8) {
-        uint64_t word;
-        memcpy(&word, p, 8);
-        h = (h ^ word) * 0x100000001b3u;
-        h ^= h >> 29;
-    }
-    for (; size > 0; p++, size--)
-        h = (h ^ *p) * 0x100000001b3u;
-    return h;
-}
 
 static header header_of(const tk__training *t)
 {
@@ -80,10 +66,10 @@ tk_err tk__checkpoint_save(const tk__training *t, const char *path, tk_diag *dia
     piece pieces[PIECES];
     const size_t n = pieces_of(&view, pieces) - (t->state.has_best ? 0 : 2);
     const header h = header_of(t);
-    uint64_t sum = mix(0, &h, sizeof h);
+    uint64_t sum = tk__hash(0, &h, sizeof h);
     bool ok = fwrite(&h, sizeof h, 1, file.stream) == 1;
     for (size_t i = 0; i < n && ok; i++) {
-        sum = mix(sum, pieces[i].data, pieces[i].size);
+        sum = tk__hash(sum, pieces[i].data, pieces[i].size);
         ok = fwrite(pieces[i].data, 1, pieces[i].size, file.stream) == pieces[i].size;
     }
     ok = ok && fwrite(&sum, sizeof sum, 1, file.stream) == 1;
@@ -98,7 +84,7 @@ static bool take(const tk_map *map, size_t *at, piece to, uint64_t *sum)
 {
     if (map->size - *at < to.size) return false;
     memcpy(to.data, map->data + *at, to.size);
-    *sum = mix(*sum, to.data, to.size);
+    *sum = tk__hash(*sum, to.data, to.size);
     *at += to.size;
     return true;
 }

@@ -69,11 +69,14 @@ tk_err tk__job_decide(tk__job *j, const tk__point *point, bool diverged)
                                  "joint training is worth no more than what costs nobody anything");
     } else {
         err = judge(j, &j->now, gate, sizeof gate, &admitted);
-        r->outcome = TK_OUTCOME_COMMIT;
-        r->joint_accuracy = tk_validation_accuracy(&r->after[j->n_others]);
-        snprintf(
-            r->reason, sizeof r->reason, "%s%s",
-            admitted || err != TK_OK ? "" : "the gate is switched off and would refuse: ", gate);
+        if (err == TK_OK && j->o->gate && !admitted) {
+            err = fall_back(j, gate); /* the last word is the gate's, whatever the search found */
+        } else if (err == TK_OK) {
+            r->outcome = TK_OUTCOME_COMMIT;
+            r->joint_accuracy = tk_validation_accuracy(&r->after[j->n_others]);
+            snprintf(r->reason, sizeof r->reason, "%s%s",
+                     admitted ? "" : "the gate is switched off and would refuse: ", gate);
+        }
     }
     if (err == TK_OK) tk__job_leave(j);
     return err;
@@ -100,7 +103,21 @@ static tk_err sample_images(tk__job *j, size_t n, uint32_t **images, uint32_t **
     return TK_OK;
 }
 
-/* Merges the new head's Fisher into the candidate's. */
+/* Merges the new head's Fisher into the candidate's, as its share keeps it. */
+static tk_err merge(const tk_recipe *r, tk_model *candidate, tk_head *head, float *fisher)
+{
+    const size_t n = candidate->trunk->trained;
+    const tk_ewc_form form = r->fisher_collapse != 0 ? TK_EWC_COLLAPSE : TK_EWC_ONLINE;
+    const tk_err err = tk_ewc_share_create(&head->share, n, fisher);
+    if (err != TK_OK) return err;
+    tk_ewc_merge(n, candidate->fisher, candidate->anchor, fisher, candidate->trunk->data, form,
+                 r->fisher_gamma);
+    for (size_t h = 0; h < candidate->n_heads && form == TK_EWC_ONLINE; h++)
+        if (candidate->heads[h] != head) candidate->heads[h]->share.weight *= r->fisher_gamma;
+    return TK_OK;
+}
+
+/* The new head's Fisher. */
 static tk_err add_fisher(tk__job *j, tk_model *candidate)
 {
     const tk_recipe *r = &j->r->recipe;
@@ -129,9 +146,7 @@ static tk_err add_fisher(tk__job *j, tk_model *candidate)
         err =
             tk_fisher_compute(tk_objective_graph(j->objective), candidate->trunk, &j->base->preproc,
                               &opts, j->o->pool, fisher, &candidate->fisher_scale, j->diag);
-    if (err == TK_OK)
-        tk_ewc_merge(trained, candidate->fisher, candidate->anchor, fisher, candidate->trunk->data,
-                     r->fisher_collapse != 0 ? TK_EWC_COLLAPSE : TK_EWC_ONLINE, r->fisher_gamma);
+    if (err == TK_OK) err = merge(r, candidate, tk_model_head(candidate, j->o->head), fisher);
     if (err == TK_NOMEM) tk_fail(j->diag, err, "Fisher: out of memory");
     j->r->fisher_scale = candidate->fisher_scale;
     tk_free(images);
@@ -187,6 +202,7 @@ tk_err tk__job_finish(tk__job *j)
 {
     char path[TK__PATH];
     tk_model *candidate = NULL;
+    tk__job_remark(j);
     tk_err err = tk__job_path(j, "candidate.safetensors", path, sizeof path);
     if (err != TK_OK || j->r->outcome == TK_OUTCOME_REJECT) return err;
     err = make_candidate(j, &candidate);

@@ -17,6 +17,7 @@ typedef struct tk__job {
     struct timespec stage_began;
     size_t train_first_step; /* of this run */
     tk_losses losses;        /* as last told in this stage */
+    size_t remarks;          /* logged so far */
     tk_watch watch;
 
     /* prepared */
@@ -100,6 +101,8 @@ void tk__job_enter(tk__job *j, tk_stage stage);
 void tk__job_leave(tk__job *j);
 void tk__job_tick(void *job, const tk_train_tick *tick);
 void tk__job_say(tk__job *j, bool warn, const char *fmt, ...) TK_PRINTF(3, 4);
+/* Logs every remark that the result has by now and was not logged yet. */
+void tk__job_remark(tk__job *j);
 /* The gate's rule for head `h`, the new one last. */
 tk_gate_rule tk__job_rule(const tk__job *j, size_t h);
 /* Validates all heads at this point, judges it into r->gate, and tells. `out` [n_others + 1] may be

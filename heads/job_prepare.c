@@ -22,6 +22,8 @@ static tk_err load_base(tk__job *j)
                          : tk_model_create(&j->r->base, o->arch, &o->preproc, j->diag);
     if (err != TK_OK) return err;
     j->base = j->r->base;
+    tk_head *old = tk_model_head(j->base, o->head);
+    if (old) tk_model_unprotect_head(j->base, old); /* it is to be replaced */
     j->r->arch = j->base->trunk->arch;
     return TK_OK;
 }
@@ -84,7 +86,9 @@ static tk_err open_data(tk__job *j)
     if (j->r->n_unreadable)
         tk__job_say(j, true, "%zu of %zu images cannot be read and are left out",
                     j->r->n_unreadable, j->r->n_images);
-    return TK_OK;
+    err = tk_data_check_run(&j->r->data, j->pack, j->canvases, j->diag);
+    if (err == TK_OK) tk__job_remark(j);
+    return err;
 }
 
 static uint32_t *labels_of(const tk__job *j, const uint32_t *images, size_t n)
@@ -93,6 +97,19 @@ static uint32_t *labels_of(const tk__job *j, const uint32_t *images, size_t n)
     for (size_t i = 0; labels && i < n; i++)
         labels[i] = tk_pack_get(j->pack, images[i]).label;
     return labels;
+}
+
+/* How good it is to give always the most frequent label of the held-out images. */
+static tk_err find_majority(tk__job *j)
+{
+    size_t most = 0;
+    size_t *count = tk_calloc(j->r->classes, sizeof *count);
+    if (!count) return tk_fail(j->diag, TK_NOMEM, "job: out of memory");
+    for (size_t i = 0; i < j->split.n_held; i++)
+        if (++count[j->held_labels[i]] > most) most = count[j->held_labels[i]];
+    tk_free(count);
+    if (j->split.n_held > 0) j->r->majority = (double)most / (double)j->split.n_held;
+    return TK_OK;
 }
 
 static tk_err split_data(tk__job *j)
@@ -111,7 +128,7 @@ static tk_err split_data(tk__job *j)
         (double)tk_train_epochs(r, j->split.n_train); /* as used, for the report */
     if (j->split.n_held == 0)
         tk__job_say(j, true, "no class has an image to spare: the new head is not validated");
-    return TK_OK;
+    return find_majority(j);
 }
 
 tk_err tk__job_make_head(const tk__job *j, tk_head **out)

@@ -95,6 +95,28 @@ void tk__job_say(tk__job *j, bool warn, const char *fmt, ...)
     j->o->log(j->o->ctx, warn, text);
 }
 
+bool tk_job_remark(const tk_job_result *result, size_t k, char *text, size_t size)
+{
+    size_t n = 0;
+    while (tk_data_check_remark(&result->data, n, text, size))
+        if (n++ == k) return true;
+    if (k > n || result->majority == 0 || !result->after) return false;
+    const double accuracy = tk_validation_accuracy(&result->after[result->n_others]);
+    if (accuracy > result->majority) return false;
+    snprintf(text, size,
+             "the new head is right on %.1f %% of its held-out images; always giving the most "
+             "frequent label would be right on %.1f %%",
+             100 * accuracy, 100 * result->majority);
+    return true;
+}
+
+void tk__job_remark(tk__job *j)
+{
+    char text[256];
+    for (; tk_job_remark(j->r, j->remarks, text, sizeof text); j->remarks++)
+        tk__job_say(j, true, "%s", text);
+}
+
 /* A head without validation images may lose agreement on images that were a toss-up anyway, hence
  * its wider tolerance. */
 tk_gate_rule tk__job_rule(const tk__job *j, size_t h)

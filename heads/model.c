@@ -123,7 +123,10 @@ tk_err tk_head_clone(tk_head **out, const tk_head *from)
     (*out)->tolerance = from->tolerance;
     (*out)->best = from->best;
     memcpy((*out)->checks, from->checks, sizeof from->checks);
-    return TK_OK;
+    if (tk_ewc_share_clone(&(*out)->share, &from->share) == TK_OK) return TK_OK;
+    tk_head_destroy(*out);
+    *out = NULL;
+    return TK_NOMEM;
 }
 
 void tk_head_destroy(tk_head *head)
@@ -132,6 +135,7 @@ void tk_head_destroy(tk_head *head)
     for (size_t i = 0; head->labels && i < head->classes; i++)
         tk_free(head->labels[i]);
     tk_free(head->labels);
+    tk_ewc_share_fini(&head->share);
     tk_free(head->weight);
     tk_free(head->bias);
     tk_free(head->adapter);
@@ -223,12 +227,28 @@ tk_err tk_model_add_head(tk_model *model, tk_head *head)
     return TK_OK;
 }
 
+void tk_model_unprotect_head(tk_model *model, tk_head *head)
+{
+    if (model->fisher) tk_ewc_share_add(&head->share, -1, model->fisher);
+    tk_ewc_share_fini(&head->share);
+}
+
+static void forget_fisher(tk_model *model)
+{
+    tk_free(model->fisher);
+    tk_free(model->anchor);
+    model->fisher = model->anchor = NULL;
+    model->fisher_scale = 0;
+}
+
 bool tk_model_drop_head(tk_model *model, const char *id)
 {
     for (size_t i = 0; i < model->n_heads; i++) {
         if (strcmp(model->heads[i]->id, id) != 0) continue;
+        tk_model_unprotect_head(model, model->heads[i]);
         tk_head_destroy(model->heads[i]);
         model->n_heads--;
+        if (model->n_heads == 0) forget_fisher(model);
         memmove(model->heads + i, model->heads + i + 1, (model->n_heads - i) * sizeof(tk_head *));
         return true;
     }

@@ -31,6 +31,10 @@ static json_t *head_to_json(const tk_head *head)
     if (o && head->rank > 0)
         json_object_set_new(o, "adapter_rank", json_integer((json_int_t)head->rank));
     if (o) tk__checks_to_json(head->checks, o);
+    if (o && head->share.n)
+        json_object_set_new(o, "share",
+                            json_pack("{s:f, s:f}", "largest", (double)head->share.largest,
+                                      "weight", head->share.weight));
     return o;
 }
 
@@ -104,6 +108,9 @@ static tk_err list_heads(tk_tensor_list *list, const tk_model *model)
         snprintf(name, sizeof name, "head.%s.bias", h->id);
         err = tk_tensor_list_add(list, name, 1, &h->classes, h->bias);
         if (err == TK_OK) err = list_adapter(list, h);
+        if (err != TK_OK || h->share.n == 0) continue;
+        snprintf(name, sizeof name, "ewc.share.%s", h->id);
+        err = tk_tensor_list_add_u8(list, name, h->share.n, h->share.codes);
     }
     return err;
 }
@@ -297,6 +304,31 @@ static tk_err read_vector(const tk_params *trunk, const tk_tensors *tensors, con
     return err;
 }
 
+/* The head's share, when its metadata `o` say that it has one. */
+static tk_err read_share(tk_head *head, const json_t *o, size_t n, const tk_tensors *tensors,
+                         tk_diag *diag)
+{
+    char name[TENSOR_NAME];
+    const json_t *share = json_object_get(o, "share");
+    if (!share) return TK_OK;
+    const double largest = json_number_value(json_object_get(share, "largest"));
+    const double weight = json_number_value(json_object_get(share, "weight"));
+    if (!(largest > 0 && largest < 1e30 && weight >= 0 && weight <= 1))
+        return bad(diag, "a head's share is not larger than 0 or its weight not 0..1");
+    snprintf(name, sizeof name, "ewc.share.%s", head->id);
+    const tk_tensor *t = tk_tensors_find(tensors, name);
+    if (!t || t->dtype != TK_U8 || t->rank != 1 || t->count != n)
+        return tk_fail(diag, TK_BADDATA, "tensor %s: missing, or not %zu bytes", name, n);
+    head->share = (tk_ewc_share){
+        .n = n, .codes = tk_calloc(n, 1), .largest = (float)largest, .weight = weight};
+    if (!head->share.codes) {
+        head->share.n = 0;
+        return tk_fail(diag, TK_NOMEM, "model: out of memory");
+    }
+    memcpy(head->share.codes, t->data, n);
+    return TK_OK;
+}
+
 static tk_err read_ewc(tk_model *model, const json_t *root, const tk_tensors *tensors,
                        tk_diag *diag)
 {
@@ -312,16 +344,22 @@ static tk_err read_ewc(tk_model *model, const json_t *root, const tk_tensors *te
     if (err == TK_OK) err = read_vector(model->trunk, tensors, "ewc.anchor.", model->anchor, diag);
     for (size_t i = 0; i < n && err == TK_OK; i++)
         if (model->fisher[i] < 0) err = tk_fail(diag, TK_BADDATA, "ewc.fisher: a negative entry");
+    for (size_t h = 0; h < model->n_heads && err == TK_OK; h++)
+        err = read_share(model->heads[h], json_array_get(json_object_get(root, "heads"), h), n,
+                         tensors, diag);
     return err;
 }
 
 /* Tensors that nothing accounts for make the file bad. */
-static tk_err check_count(const tk_model *model, const tk_tensors *tensors, bool ewc, tk_diag *diag)
+static tk_err check_count(const tk_model *model, const json_t *heads, const tk_tensors *tensors,
+                          bool ewc, tk_diag *diag)
 {
-    size_t trained = 0;
+    size_t trained = 0, shares = 0;
+    for (size_t h = 0; ewc && h < json_array_size(heads); h++)
+        shares += json_object_get(json_array_get(heads, h), "share") != NULL;
     for (size_t i = 0; i < model->trunk->tensors; i++)
         trained += model->trunk->table[i].offset < model->trunk->trained;
-    size_t want = model->trunk->tensors + 2 * model->n_heads + (ewc ? 2 * trained : 0);
+    size_t want = model->trunk->tensors + 2 * model->n_heads + (ewc ? 2 * trained + shares : 0);
     for (size_t h = 0; h < model->n_heads; h++)
         want += 2 * stages_of(model->heads[h]);
     const size_t have = tk_tensors_count(tensors);
@@ -357,7 +395,7 @@ static tk_err read_model(tk_model **out, const json_t *root, const tk_tensors *t
                       (*out)->ranges.maps, tk_arch_name(arch), tk_arch_maps(arch));
     if (err != TK_OK) return err;
     const bool ewc = json_object_get(root, "fisher_scale") != NULL;
-    err = check_count(*out, tensors, ewc, diag);
+    err = check_count(*out, heads, tensors, ewc, diag);
     return err == TK_OK && ewc && with_ewc ? read_ewc(*out, root, tensors, diag) : err;
 }
 

@@ -1,4 +1,5 @@
-/* tenant create, tenant list, token issue, token revoke: the admin's register of who may ask. */
+/* tenant create, list and delete, token issue, token revoke: the admin's register of who may ask.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -80,6 +81,23 @@ int tk__cmd_tenant_list(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
         tk__table_print(&table, stdout, 0);
     }
     tk_client_free_message(&answer->base);
+    return TK__DONE;
+}
+
+int tk__cmd_tenant_delete(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
+{
+    tk__list rest;
+    const int code = tk__args_parse(ctl, cmd, NULL, 0, argc, argv, &rest, 1, 1);
+    if (code != TK__GO) return code;
+    Trunkd__V1__DeleteTenantRequest request;
+    trunkd__v1__delete_tenant_request__init(&request);
+    request.name = rest.items[0];
+    ProtobufCMessage *answer = tk__call(ctl, "/trunkd.v1.Admin/DeleteTenant", &request.base,
+                                        &trunkd__v1__empty__descriptor);
+    tk__list_free(&rest);
+    if (!answer) return TK__FAILED;
+    if (!ctl->quiet) puts("deleted");
+    tk_client_free_message(answer);
     return TK__DONE;
 }
 

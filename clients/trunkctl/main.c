@@ -131,6 +131,12 @@ static const tk__cmd commands[] = {
      "  trunkctl tenant create alice --quiet > alice.token",
      tk__cmd_tenant_create},
     {"tenant list", "", "admin: all tenants", "  trunkctl tenant list", tk__cmd_tenant_list},
+    {"tenant delete", "NAME", "admin: a tenant leaves, for good",
+     "Its tokens, data sets, jobs, heads and held-out images are gone from the server's disk, and "
+     "from the versions that a rollback can reach. What the shared trunk has learnt from its "
+     "images "
+     "stays.\n\n  trunkctl tenant delete alice",
+     tk__cmd_tenant_delete},
     {"token issue", "[TENANT]", "admin: one more token for a tenant",
      "The token is shown once. An admin token needs --admin instead of a tenant's name.\n\n"
      "  trunkctl token issue alice\n  trunkctl token issue --admin",

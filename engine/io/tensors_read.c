@@ -44,7 +44,7 @@ static bool parse_dtype(const char *name, tk_dtype *dtype, size_t *size)
         {"F32", TK_F32, 4},    {"F16", TK_F16, 2},       {"BF16", TK_BF16, 2},
         {"I64", TK_I64, 8},    {"F64", TK_OTHER, 8},     {"U64", TK_OTHER, 8},
         {"I32", TK_OTHER, 4},  {"U32", TK_OTHER, 4},     {"I16", TK_OTHER, 2},
-        {"U16", TK_OTHER, 2},  {"I8", TK_OTHER, 1},      {"U8", TK_OTHER, 1},
+        {"U16", TK_OTHER, 2},  {"I8", TK_OTHER, 1},      {"U8", TK_U8, 1},
         {"BOOL", TK_OTHER, 1}, {"F8_E4M3", TK_OTHER, 1}, {"F8_E5M2", TK_OTHER, 1},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
@@ -289,6 +289,7 @@ tk_err tk_tensor_to_f32(const tk_tensor *tensor, float *out, tk_diag *diag)
         }
         return TK_OK;
     case TK_I64:
+    case TK_U8:
     case TK_OTHER:
         break;
     }

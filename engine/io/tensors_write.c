@@ -13,15 +13,20 @@
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
               "tensors are written as they lie in memory");
 
+static size_t item_size(const tk_tensor *t)
+{
+    return t->dtype == TK_U8 ? 1 : sizeof(float);
+}
+
 static json_t *describe(const tk_tensor *t, size_t *offset)
 {
     json_t *shape = json_array();
     for (unsigned i = 0; i < t->rank; i++)
         (void)json_array_append_new(shape, json_integer((json_int_t)t->shape[i]));
     size_t begin = *offset;
-    *offset += t->count * sizeof(float);
-    return json_pack("{s:s, s:o, s:[I, I]}", "dtype", "F32", "shape", shape, "data_offsets",
-                     (json_int_t)begin, (json_int_t)*offset);
+    *offset += t->count * item_size(t);
+    return json_pack("{s:s, s:o, s:[I, I]}", "dtype", t->dtype == TK_U8 ? "U8" : "F32", "shape",
+                     shape, "data_offsets", (json_int_t)begin, (json_int_t)*offset);
 }
 
 /* The header's text, free() it; NULL when out of memory or when a name is not UTF-8. */
@@ -53,7 +58,7 @@ static void write_all(FILE *stream, const char *header, const tk_tensor *tensors
     (void)fprintf(stream, "%-*s", (int)padded, header);
     for (size_t i = 0; i < n; i++) {
         if (tensors[i].count > 0)
-            (void)fwrite(tensors[i].data, sizeof(float), tensors[i].count, stream);
+            (void)fwrite(tensors[i].data, item_size(&tensors[i]), tensors[i].count, stream);
     }
 }
 
@@ -61,7 +66,7 @@ tk_err tk_tensors_write(const char *path, const tk_tensor *tensors, size_t n, co
                         size_t n_meta, tk_diag *diag)
 {
     for (size_t i = 0; i < n; i++)
-        assert(tensors[i].dtype == TK_F32);
+        assert(tensors[i].dtype == TK_F32 || tensors[i].dtype == TK_U8);
     char *header = make_header(tensors, n, meta, n_meta);
     if (!header)
         return tk_fail(diag, TK_NOMEM, "%s: no memory for the header, or a name is not UTF-8",
@@ -77,8 +82,8 @@ tk_err tk_tensors_write(const char *path, const tk_tensor *tensors, size_t n, co
 }
 
 /* Grows the list by one tensor of `count` zeros, whose values the caller fills through *values. */
-static tk_tensor *append(tk_tensor_list *list, const char *prefix, const char *name, size_t count,
-                         float **values)
+static tk_tensor *append_as(tk_tensor_list *list, tk_dtype dtype, const char *prefix,
+                            const char *name, size_t count, void **values)
 {
     if (list->n == list->cap) {
         size_t cap = list->cap ? 2 * list->cap : 64;
@@ -87,18 +92,40 @@ static tk_tensor *append(tk_tensor_list *list, const char *prefix, const char *n
         list->items = items;
         list->cap = cap;
     }
+    tk_tensor t = {.dtype = dtype, .count = count};
     size_t size = strlen(prefix) + strlen(name) + 1;
     char *full = tk_calloc(size, 1);
-    *values = tk_aligned_calloc(count, sizeof **values);
+    *values = tk_aligned_calloc(count, item_size(&t));
     if (!full || !*values) {
         tk_free(full);
         tk_free(*values);
         return NULL;
     }
     (void)snprintf(full, size, "%s%s", prefix, name);
-    tk_tensor *t = &list->items[list->n++];
-    *t = (tk_tensor){.name = full, .dtype = TK_F32, .count = count, .data = *values};
+    t.name = full;
+    t.data = *values;
+    list->items[list->n] = t;
+    return &list->items[list->n++];
+}
+
+static tk_tensor *append(tk_tensor_list *list, const char *prefix, const char *name, size_t count,
+                         float **values)
+{
+    void *data;
+    tk_tensor *t = append_as(list, TK_F32, prefix, name, count, &data);
+    *values = data;
     return t;
+}
+
+tk_err tk_tensor_list_add_u8(tk_tensor_list *list, const char *name, size_t n, const uint8_t *data)
+{
+    void *bytes;
+    tk_tensor *t = append_as(list, TK_U8, "", name, n, &bytes);
+    if (!t) return TK_NOMEM;
+    t->rank = 1;
+    t->shape[0] = n;
+    memcpy(bytes, data, n);
+    return TK_OK;
 }
 
 tk_err tk_tensor_list_add(tk_tensor_list *list, const char *name, unsigned rank,

@@ -77,6 +77,19 @@ void tk__admin_list_tenants(tk_rpc_call *call, const ProtobufCMessage *in)
     tk_tenants_fini(&list);
 }
 
+void tk__admin_delete_tenant(tk_rpc_call *call, const ProtobufCMessage *message)
+{
+    const Trunkd__V1__DeleteTenantRequest *in = (const Trunkd__V1__DeleteTenantRequest *)message;
+    tk_diag diag = {{0}};
+    const tk_err err = tk_jobs_delete_tenant(tk__api(call)->o.jobs, in->name, &diag);
+    if (err != TK_OK) {
+        tk__fail(call, err, &diag);
+        return;
+    }
+    tk_log(TK_LOG_INFO, "tenant deleted", (tk_log_field[]){tk_log_end()}); /* its name is gone */
+    reply_empty(call);
+}
+
 void tk__admin_issue_token(tk_rpc_call *call, const ProtobufCMessage *message)
 {
     const Trunkd__V1__IssueTokenRequest *in = (const Trunkd__V1__IssueTokenRequest *)message;

@@ -142,6 +142,7 @@ void tk__heads_history(tk_rpc_call *call, const ProtobufCMessage *in);
 
 void tk__admin_create_tenant(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_list_tenants(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__admin_delete_tenant(tk_rpc_call *call, const ProtobufCMessage *message);
 void tk__admin_issue_token(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_revoke_token(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_list_versions(tk_rpc_call *call, const ProtobufCMessage *in);

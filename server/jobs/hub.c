@@ -99,6 +99,14 @@ void tk__hub_wake(tk_hub *hub, uint64_t job)
     (void)pthread_mutex_unlock(&hub->watch_lock);
 }
 
+void tk__hub_wake_all(tk_hub *hub)
+{
+    (void)pthread_mutex_lock(&hub->watch_lock);
+    for (const tk_job_watch *w = hub->watches; w; w = w->next)
+        w->wake(w->ctx);
+    (void)pthread_mutex_unlock(&hub->watch_lock);
+}
+
 tk_err tk_jobs_subscribe(tk_jobs *jobs, int64_t tenant, uint64_t id, tk_wake_fn *wake, void *ctx,
                          tk_job_watch **out, tk_diag *diag)
 {

@@ -44,8 +44,9 @@ void tk__jobs_log(const tk_jobs *jobs, tk_job_log level, uint64_t job, const cha
 tk_orders tk__jobs_orders(tk_jobs *jobs)
 {
     (void)pthread_mutex_lock(&jobs->claim);
-    const tk_orders orders = {
-        .stop = jobs->stopping, .cancel = jobs->cancelled, .changes = jobs->changes};
+    const tk_orders orders = {.stop = jobs->stopping || jobs->paused,
+                              .cancel = jobs->cancelled,
+                              .changes = jobs->changes};
     (void)pthread_mutex_unlock(&jobs->claim);
     return orders;
 }
@@ -67,11 +68,46 @@ void tk__jobs_sleep(tk_jobs *jobs, int ms)
         }
 }
 
-/* Takes the next job in hand, so that nobody else ends it. */
+static uint64_t in_hand(tk_jobs *jobs)
+{
+    (void)pthread_mutex_lock(&jobs->claim);
+    const uint64_t job = jobs->claimed;
+    (void)pthread_mutex_unlock(&jobs->claim);
+    return job;
+}
+
+tk_err tk__jobs_pause(tk_jobs *jobs, tk_diag *diag)
+{
+    enum { TICK_MS = 10, GRACE_MS = 5000 };
+    const struct timespec tick = {.tv_nsec = TICK_MS * 1000000};
+    (void)pthread_mutex_lock(&jobs->claim);
+    jobs->paused++;
+    (void)pthread_mutex_unlock(&jobs->claim);
+    uint64_t job = 0;
+    for (int64_t left = jobs->opts.cancel_ms + GRACE_MS; left > 0; left -= TICK_MS) {
+        job = in_hand(jobs);
+        if (!job) return TK_OK;
+        tk__jobs_wake(jobs);
+        (void)nanosleep(&tick, NULL);
+    }
+    tk__jobs_go_on(jobs);
+    return tk_fail(diag, TK_BUSY, "job %llu does not stop", (unsigned long long)job);
+}
+
+void tk__jobs_go_on(tk_jobs *jobs)
+{
+    (void)pthread_mutex_lock(&jobs->claim);
+    jobs->paused--;
+    (void)pthread_mutex_unlock(&jobs->claim);
+    tk__jobs_wake(jobs);
+}
+
+/* Takes the next job in hand, so that nobody else ends it. TK_NOTFOUND: there is none, or a pause.
+ */
 static tk_err claim_next(tk_jobs *jobs, tk_job *job, tk_diag *diag)
 {
     (void)pthread_mutex_lock(&jobs->claim);
-    const tk_err err = tk_store_job_next(jobs->store, job, diag);
+    const tk_err err = jobs->paused ? TK_NOTFOUND : tk_store_job_next(jobs->store, job, diag);
     if (err == TK_OK) {
         jobs->claimed = job->id;
         jobs->cancelled = job->cancel;
@@ -88,10 +124,18 @@ static void unclaim(tk_jobs *jobs)
     (void)pthread_mutex_unlock(&jobs->claim);
 }
 
+static bool is_stopping(tk_jobs *jobs)
+{
+    (void)pthread_mutex_lock(&jobs->claim);
+    const bool stopping = jobs->stopping;
+    (void)pthread_mutex_unlock(&jobs->claim);
+    return stopping;
+}
+
 static void *thread_main(void *arg)
 {
     tk_jobs *jobs = arg;
-    while (!tk__jobs_orders(jobs).stop) {
+    while (!is_stopping(jobs)) {
         tk_job job;
         tk_diag diag;
         const tk_err err = claim_next(jobs, &job, &diag);

@@ -119,6 +119,16 @@ TK_MUST tk_err tk_jobs_rollback(tk_jobs *jobs, uint64_t number, tk_version *out,
  * every older version and from the disk, too. TK_PRECONDITION while a job of that head is queued or
  * running. `head` as in tk_store_head_get(). */
 TK_MUST tk_err tk_jobs_delete_head(tk_jobs *jobs, int64_t tenant, const char *head, tk_diag *diag);
+/* A tenant leaves: its tokens, data sets, jobs, heads and held-out images are gone from the disk
+ * when this returns, and so is its name from the records of others. Every older version that held
+ * its heads is written anew without them: a rollback does not bring them back. Jobs of others that
+ * are under way begin again. What stays is what the trunk has learnt, the
+ * server's log, and, until its stream ends in an error, the file of an upload that is under way.
+ * Its tokens are refused at once; the rest is one transaction, so a crash leaves the tenant with
+ * everything or with nothing, and the next start removes what a crash after it left lying about.
+ * Called again after a failure it goes on. TK_NOTFOUND: there is no tenant of that name; TK_BUSY: a
+ * job does not stop. */
+TK_MUST tk_err tk_jobs_delete_tenant(tk_jobs *jobs, const char *tenant, tk_diag *diag);
 /* A version from outside: a trunk without heads. TK_PRECONDITION while the current version has
  * heads. */
 TK_MUST tk_err tk_jobs_import(tk_jobs *jobs, const tk_model *model, const char *reason,

@@ -34,6 +34,7 @@ uint64_t tk__hub_number(tk_hub *hub);
  * Copies. */
 void tk__hub_push(tk_hub *hub, const tk_job_event *event);
 void tk__hub_wake(tk_hub *hub, uint64_t job);
+void tk__hub_wake_all(tk_hub *hub); /* as when jobs were deleted */
 
 /* Where a trainer's result is understood (result.c). */
 typedef struct tk_result {
@@ -63,6 +64,7 @@ struct tk_jobs {
     uint64_t claimed;             /* claim; the job that the supervisor has in hand, 0: none */
     bool cancelled;               /* claim; ask for that job */
     bool stopping;                /* claim */
+    unsigned paused;              /* claim; no job may be in hand: see tk__jobs_pause() */
     uint64_t changes;             /* claim; of the current version by others than the job in hand */
 };
 
@@ -76,6 +78,10 @@ tk_orders tk__jobs_orders(tk_jobs *jobs);
 /* Waits at most `ms` (-1: for ever) for a wake, and forgets all wakes up to now. */
 void tk__jobs_sleep(tk_jobs *jobs, int ms);
 void tk__jobs_wake(tk_jobs *jobs);
+/* Stops the job in hand as the server's end would, and keeps the supervisor from taking one until
+ * tk__jobs_go_on(). Not under version_lock, which a commit wants. TK_BUSY: it does not end. */
+TK_MUST tk_err tk__jobs_pause(tk_jobs *jobs, tk_diag *diag);
+void tk__jobs_go_on(tk_jobs *jobs);
 void tk__jobs_log(const tk_jobs *jobs, tk_job_log level, uint64_t job, const char *fmt, ...)
     TK_PRINTF(4, 5);
 /* Who is told that a job is COMMITTED finds its version served: waits for the moment between the

@@ -430,7 +430,7 @@ static void settle(attempt *a, int status)
     if (orders.cancel)
         end_job(a->jobs, a->job, a->dir, TK_JOB_CANCELLED, "", "cancelled", NULL);
     else if (orders.stop)
-        tk__jobs_log(a->jobs, TK_JOB_INFO, a->job->id, "interrupted; it goes on at the next start");
+        tk__jobs_log(a->jobs, TK_JOB_INFO, a->job->id, "interrupted; it goes on later");
     else if (a->rebase)
         start_over(a->jobs, a->job, a->dir);
     else if (WIFEXITED(status) && WEXITSTATUS(status) == 0)

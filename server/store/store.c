@@ -73,11 +73,7 @@ static const char schema_2[] =
     /* judged: JSON, judgement.c */
     "CREATE TABLE decisions(job INTEGER PRIMARY KEY REFERENCES jobs(id), base INTEGER NOT NULL,"
     " base_sha TEXT NOT NULL, version INTEGER NOT NULL, sha TEXT NOT NULL, outcome TEXT NOT NULL,"
-    " reason TEXT NOT NULL, decided INTEGER NOT NULL, judged TEXT NOT NULL);"
-    "CREATE TRIGGER decisions_change BEFORE UPDATE ON decisions"
-    " BEGIN SELECT RAISE(ABORT, 'a decision of the gate cannot be changed'); END;"
-    "CREATE TRIGGER decisions_delete BEFORE DELETE ON decisions"
-    " BEGIN SELECT RAISE(ABORT, 'a decision of the gate cannot be deleted'); END;"
+    " reason TEXT NOT NULL, decided INTEGER NOT NULL, judged TEXT NOT NULL);" TK__DECISIONS_LOCK
     /* body: JSON of an event that has heads, codec.c */
     "CREATE TABLE curves(job INTEGER NOT NULL REFERENCES jobs(id), sequence INTEGER NOT NULL,"
     " stage TEXT NOT NULL, step INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY(job, sequence))"
@@ -212,7 +208,8 @@ static tk_err sweep_jobs(tk_store *store, tk_diag *diag)
 {
     tk_err err = TK_OK;
     int64_t last, live;
-    err = tk__db_int(store->db, &last, 0, diag, "SELECT max(id) FROM jobs", "");
+    err = tk__db_int(store->db, &last, 0, diag,
+                     "SELECT seq FROM sqlite_sequence WHERE name = 'jobs'", "");
     for (int64_t id = 1; err == TK_OK && id <= last; id++) {
         char *path = tk_store_job_dir(store, (uint64_t)id);
         if (!path) return no_memory(diag);
@@ -256,6 +253,7 @@ tk_err tk_store_open(tk_store **out, const char *dir, const tk_store_opts *opts,
     if (err == TK_OK) err = open_records(store, diag);
     if (err == TK_OK) err = check_current(store, diag);
     if (err == TK_OK) err = tk__objects_sweep_locked(store, diag);
+    if (err == TK_OK) err = tk__store_purge_locked(store, diag);
     if (err == TK_OK) err = sweep_jobs(store, diag);
     if (err == TK_OK) err = tk__tokens_open(store, diag);
     if (err != TK_OK) {

@@ -315,6 +315,21 @@ TK_MUST tk_err tk_store_head_delete(tk_store *store, int64_t tenant, const char 
                                     const tk_commit *commit, const tk_scrub *scrubbed,
                                     size_t n_scrubbed, tk_diag *diag);
 
+/* -- a tenant leaves (tk_jobs_delete_tenant() says in which order) -- */
+
+/* Its tokens are refused from now on. */
+TK_MUST tk_err tk_store_tenant_shut_out(tk_store *store, int64_t tenant, tk_diag *diag);
+/* Removes the directory of every job. No job may be under way. */
+TK_MUST tk_err tk_store_jobs_empty(tk_store *store, tk_diag *diag);
+/* Deletes every record of the tenant, and its name from those of others. `scrubbed` gives the
+ * staged objects that replace versions' files; `commit`, when it had a head in the current version,
+ * the next one without. One transaction. What it leaves on the disk is tk_store_purge()'s; until
+ * that has run, a start does it. */
+TK_MUST tk_err tk_store_tenant_delete(tk_store *store, int64_t tenant, const tk_commit *commit,
+                                      const tk_scrub *scrubbed, size_t n, tk_diag *diag);
+/* Removes unreferenced files and writes the data base anew, so that nothing deleted stays in it. */
+TK_MUST tk_err tk_store_purge(tk_store *store, tk_diag *diag);
+
 /* -- jobs -- */
 
 typedef enum tk_job_state { /* proto's numbers */

@@ -181,7 +181,7 @@ static tk_err check_base_locked(tk_store *store, const tk_commit *commit, tk_dia
     return TK_OK;
 }
 
-static tk_err commit_locked(tk_store *store, const tk_commit *commit, tk_diag *diag)
+tk_err tk__version_commit_locked(tk_store *store, const tk_commit *commit, tk_diag *diag)
 {
     tk_measure *measures = tk_calloc(commit->n_heads ? commit->n_heads : 1, sizeof *measures);
     if (!measures) return no_memory(diag);
@@ -224,7 +224,8 @@ tk_err tk_store_version_commit(tk_store *store, const tk_commit *commit, tk_diag
 {
     (void)pthread_mutex_lock(&store->lock);
     tk_err err = tk__db_begin(store->db, diag);
-    if (err == TK_OK) err = tk__db_end(store->db, commit_locked(store, commit, diag), diag);
+    if (err == TK_OK)
+        err = tk__db_end(store->db, tk__version_commit_locked(store, commit, diag), diag);
     if (err == TK_OK && commit->forget_packs_of) forget_locked(store);
     (void)pthread_mutex_unlock(&store->lock);
     return err;
@@ -269,14 +270,22 @@ tk_err tk_store_head_deletable(tk_store *store, int64_t tenant, const char *head
     return err;
 }
 
-static tk_err delete_head_locked(tk_store *store, int64_t id, const tk_commit *commit,
-                                 const tk_scrub *scrubbed, size_t n, tk_diag *diag)
+tk_err tk__versions_replace_locked(tk_store *store, const tk_scrub *scrubbed, size_t n,
+                                   tk_diag *diag)
 {
-    tk_err err = check_not_trained_locked(store, id, diag);
+    tk_err err = TK_OK;
     for (size_t i = 0; i < n && err == TK_OK; i++)
         err = tk__db_run(store->db, diag, "UPDATE versions SET sha = ?, bytes = ? WHERE number = ?",
                          "tii", scrubbed[i].model.sha, (int64_t)scrubbed[i].model.bytes,
                          (int64_t)scrubbed[i].version);
+    return err;
+}
+
+static tk_err delete_head_locked(tk_store *store, int64_t id, const tk_commit *commit,
+                                 const tk_scrub *scrubbed, size_t n, tk_diag *diag)
+{
+    tk_err err = check_not_trained_locked(store, id, diag);
+    if (err == TK_OK) err = tk__versions_replace_locked(store, scrubbed, n, diag);
     if (err == TK_OK)
         err =
             tk__db_run(store->db, diag,
@@ -286,7 +295,7 @@ static tk_err delete_head_locked(tk_store *store, int64_t id, const tk_commit *c
     if (err == TK_OK)
         err = tk__db_run(store->db, diag, "DELETE FROM version_heads WHERE head = ?", "i", id);
     if (err == TK_OK) err = tk__db_run(store->db, diag, "DELETE FROM heads WHERE id = ?", "i", id);
-    return err == TK_OK ? commit_locked(store, commit, diag) : err;
+    return err == TK_OK ? tk__version_commit_locked(store, commit, diag) : err;
 }
 
 tk_err tk_store_head_delete(tk_store *store, int64_t tenant, const char *head,

@@ -86,6 +86,15 @@ TK_MUST tk_err tk__curve_add_locked(tk_store *store, uint64_t job, const tk_job_
 
 /* -- store_decisions.c -- */
 
+/* A decision of the gate is immutable: SQLite itself refuses to change it. Only a tenant that
+ * leaves has its names taken out (store_leave.c). */
+#define TK__DECISIONS_LOCK                                                                         \
+    "CREATE TRIGGER decisions_change BEFORE UPDATE ON decisions"                                   \
+    " BEGIN SELECT RAISE(ABORT, 'a decision of the gate cannot be changed'); END;"                 \
+    "CREATE TRIGGER decisions_delete BEFORE DELETE ON decisions"                                   \
+    " BEGIN SELECT RAISE(ABORT, 'a decision of the gate cannot be deleted'); END;"
+#define TK__DECISIONS_UNLOCK "DROP TRIGGER decisions_change; DROP TRIGGER decisions_delete;"
+
 typedef struct tk__decision_row {
     uint64_t job, base, version;           /* version 0: rejected */
     const char *sha;                       /* of the candidate; "": none was written */
@@ -100,5 +109,19 @@ TK_MUST tk_err tk__decision_add_locked(tk_store *store, const tk__decision_row *
 /* Reads the live tokens; makes the first admin token when there has never been one. At start. */
 TK_MUST tk_err tk__tokens_open(tk_store *store, tk_diag *diag);
 void tk__tokens_fini(tk_store *store);
+/* tk__store_end() for a transaction that changed tokens or tenants. */
+TK_MUST tk_err tk__store_end_with_tokens(tk_store *store, tk_err err, tk_diag *diag);
+
+/* -- store_commit.c -- */
+
+/* Within a transaction: a new current version; other files for older ones. */
+TK_MUST tk_err tk__version_commit_locked(tk_store *store, const tk_commit *commit, tk_diag *diag);
+TK_MUST tk_err tk__versions_replace_locked(tk_store *store, const tk_scrub *scrubbed, size_t n,
+                                           tk_diag *diag);
+
+/* -- store_leave.c -- */
+
+/* tk_store_purge(), when one is due. */
+TK_MUST tk_err tk__store_purge_locked(tk_store *store, tk_diag *diag);
 
 #endif

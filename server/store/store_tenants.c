@@ -95,7 +95,7 @@ static tk_err read_index_locked(tk_store *store, tk_token_index *out, tk_diag *d
 
 /* Makes the mirror again inside the transaction that changed the records: it is swapped in only
  * when the commit held. The lock is let go. */
-static tk_err end_with_index(tk_store *store, tk_err err, tk_diag *diag)
+tk_err tk__store_end_with_tokens(tk_store *store, tk_err err, tk_diag *diag)
 {
     tk_token_index index = {0};
     if (err == TK_OK) err = read_index_locked(store, &index, diag);
@@ -198,7 +198,7 @@ static tk_err first_admin(tk_store *store, tk_diag *diag)
     tk_free(path);
     if (err == TK_OK) err = tk__store_begin(store, diag);
     if (err != TK_OK) return err;
-    return end_with_index(store, insert_token_locked(store, TK_ALL, &token, diag), diag);
+    return tk__store_end_with_tokens(store, insert_token_locked(store, TK_ALL, &token, diag), diag);
 }
 
 tk_err tk__tokens_open(tk_store *store, tk_diag *diag)
@@ -226,7 +226,7 @@ tk_err tk_store_token_issue(tk_store *store, const char *tenant, tk_token *out, 
             err = tk_fail(diag, TK_NOTFOUND, "tenant: there is none of that name");
     }
     if (err == TK_OK) err = insert_token_locked(store, id, &token, diag);
-    err = end_with_index(store, err, diag);
+    err = tk__store_end_with_tokens(store, err, diag);
     if (err == TK_OK) *out = token;
     return err;
 }
@@ -246,7 +246,7 @@ tk_err tk_store_token_revoke(tk_store *store, const char *id, tk_diag *diag)
     if (err == TK_OK && admins == 0)
         err = tk_fail(diag, TK_PRECONDITION,
                       "token: this is the last admin token; issue another one first");
-    return end_with_index(store, err, diag);
+    return tk__store_end_with_tokens(store, err, diag);
 }
 
 /* -- tenants -- */
@@ -269,7 +269,7 @@ tk_err tk_store_tenant_create(tk_store *store, const char *name, int64_t *id, tk
         tenant = tk__db_last_id(store->db);
         err = insert_token_locked(store, tenant, &made, diag);
     }
-    err = end_with_index(store, err, diag);
+    err = tk__store_end_with_tokens(store, err, diag);
     if (err != TK_OK) return err;
     *id = tenant;
     *token = made;

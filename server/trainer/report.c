@@ -317,6 +317,15 @@ static json_t *training_to_json(const tk_job_result *r)
     return o;
 }
 
+static json_t *remarks_to_json(const tk_job_result *r)
+{
+    char sentence[256];
+    json_t *list = json_array();
+    for (size_t k = 0; tk_job_remark(r, k, sentence, sizeof sentence); k++)
+        json_array_append_new(list, text(sentence));
+    return list;
+}
+
 static json_t *result_to_json(const char *dir, const char *job, const tk_job_opts *opts,
                               const tk_job_result *r)
 {
@@ -334,6 +343,7 @@ static json_t *result_to_json(const char *dir, const char *job, const tk_job_opt
     put(images, "train", count(r->n_train));
     put(images, "held_out", count(r->n_held));
     put(o, "images", images);
+    put(o, "remarks", remarks_to_json(r));
     put(o, "recipe", recipe_to_json(&r->recipe));
     for (size_t h = 0; h < r->n_others; h++)
         json_array_append_new(gate, gate_to_json(&r->gate[h]));

@@ -204,5 +204,12 @@ expect 0 '"isa"' admin status --json
 expect 1 'No such file' admin trunk import "$work/none"
 expect 1 '(INVALID_ARGUMENT|FAILED_PRECONDITION)' admin trunk import "$work/labels.csv"
 
+# -- a tenant leaves --
+
+expect 1 'PERMISSION_DENIED' alice tenant delete bob
+expect 0 '^deleted$' admin tenant delete bob
+expect 1 'NOT_FOUND' admin tenant delete bob
+expect 1 'UNAUTHENTICATED' bob heads
+
 [ $failures -eq 0 ] || exit 1
 echo "every command does as it should"

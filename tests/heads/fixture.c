@@ -67,22 +67,29 @@ static void paint(uint8_t *rgb, fixture_task task, unsigned class, uint64_t seed
             }
 }
 
+size_t fixture_png(uint8_t *png, fixture_task task, unsigned class, uint64_t seed, uint64_t index)
+{
+    static uint8_t rgb[32 * 32 * 3];
+    png_image image = {
+        .version = PNG_IMAGE_VERSION, .width = 32, .height = 32, .format = PNG_FORMAT_RGB};
+    png_alloc_size_t size = FIXTURE_PNG_MAX;
+    paint(rgb, task, class, seed, index);
+    assert_true(png_image_write_to_memory(&image, png, &size, 0, rgb, 0, NULL));
+    return size;
+}
+
 void fixture_pack(const char *path, fixture_task task, size_t n, uint64_t seed)
 {
     static const char *const labels[2][FIXTURE_CLASSES] = {{"red", "green", "blue"},
                                                            {"vertical", "horizontal", "diagonal"}};
-    static uint8_t rgb[32 * 32 * 3], png[16384];
+    static uint8_t png[FIXTURE_PNG_MAX];
     tk_pack_writer *w;
     assert_int_equal(tk_pack_create(&w, path, NULL), TK_OK);
     for (size_t i = 0; i < n; i++) {
         const unsigned class = (unsigned)(i % FIXTURE_CLASSES);
         uint32_t label;
         char name[32];
-        png_image image = {
-            .version = PNG_IMAGE_VERSION, .width = 32, .height = 32, .format = PNG_FORMAT_RGB};
-        png_alloc_size_t size = sizeof png;
-        paint(rgb, task, class, seed, i);
-        assert_true(png_image_write_to_memory(&image, png, &size, 0, rgb, 0, NULL));
+        const size_t size = fixture_png(png, task, class, seed, i);
         assert_int_equal(tk_pack_label(w, labels[task][class], &label, NULL), TK_OK);
         snprintf(name, sizeof name, "%zu.png", i);
         assert_int_equal(tk_pack_add(w, label, name, png, size, NULL), TK_OK);

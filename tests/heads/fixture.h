@@ -11,7 +11,7 @@
 #include "heads/model.h"
 
 typedef enum fixture_task { FIXTURE_COLOUR, FIXTURE_STRIPES } fixture_task;
-enum { FIXTURE_CLASSES = 3 };
+enum { FIXTURE_CLASSES = 3, FIXTURE_PNG_MAX = 16384 };
 
 /* A fresh folder for this test program, removed with everything in it by fixture_clean(). */
 const char *fixture_dir(void);
@@ -21,6 +21,8 @@ const char *fixture_path(const char *name);
 /* A new folder DIR/name. */
 const char *fixture_folder(const char *name);
 
+/* The PNG file of one image, into `png` [FIXTURE_PNG_MAX]; its size. */
+size_t fixture_png(uint8_t *png, fixture_task task, unsigned class, uint64_t seed, uint64_t index);
 /* Writes a pack of `n` images, classes in turn. */
 void fixture_pack(const char *path, fixture_task task, size_t n, uint64_t seed);
 tk_preproc fixture_preproc(void); /* 32 px, no margin */

@@ -28,7 +28,7 @@ enum { QUICK = sizeof quick / sizeof *quick, EPOCHS = QUICK - 1 };
 typedef struct spy {
     long stop_after; /* calls of cancelled() that answer no; negative: never stops */
     size_t validations, warnings, stages[TK_STAGE_COUNT];
-    char warning[1024];
+    char warning[4096]; /* all of them */
 } spy;
 
 static bool spy_cancelled(void *ctx)
@@ -52,7 +52,8 @@ static void spy_log(void *ctx, bool warn, const char *message)
 {
     spy *s = ctx;
     s->warnings += warn;
-    if (warn) snprintf(s->warning, sizeof s->warning, "%s", message);
+    const size_t used = strlen(s->warning);
+    if (warn) snprintf(s->warning + used, sizeof s->warning - used, "%s\n", message);
 }
 
 static tk_job_opts job(const char *folder, const char *recipe, spy *s)
@@ -383,6 +384,12 @@ static void a_head_is_replaced_by_its_own_id(void **state)
     tk_model *m = load(file_in("replace", "candidate.safetensors"));
     assert_int_equal(m->n_heads, 1);
     assert_string_equal(m->heads[0]->labels[0], "vertical");
+    /* Nothing protects the head that was there before. */
+    float *own = tk_aligned_calloc(m->trunk->trained, sizeof *own);
+    assert_non_null(own);
+    tk_ewc_share_add(&m->heads[0]->share, 1, own);
+    assert_memory_equal(m->fisher, own, m->trunk->trained * sizeof *own);
+    tk_free(own);
     tk_model_destroy(m);
     tk_job_result_fini(&r);
 }

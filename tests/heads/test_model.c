@@ -63,6 +63,76 @@ static void assert_same_head(const tk_head *a, const tk_head *b)
     assert_true(a->best == b->best || (isnan(a->best) && isnan(b->best)));
 }
 
+/* The heads' shares are all of the Fisher. */
+static void share_out(tk_model *m)
+{
+    const size_t n = m->trunk->trained;
+    memset(m->fisher, 0, n * sizeof(float));
+    for (size_t h = 0; h < m->n_heads; h++) {
+        float *part = tk_aligned_calloc(n, sizeof(float));
+        assert_non_null(part);
+        for (size_t j = 0; j < n; j++)
+            part[j] = tk_rng_uniform(30 + h, 1, j);
+        assert_int_equal(tk_ewc_share_create(&m->heads[h]->share, n, part), TK_OK);
+        m->heads[h]->share.weight = h == 0 ? 0.5 : 1;
+        tk_ewc_share_add(&m->heads[h]->share, 1, m->fisher);
+        tk_free(part);
+    }
+}
+
+static void a_dropped_head_takes_its_share_of_the_fisher_along(void **state)
+{
+    (void)state;
+    const char *path = fixture_path("shares.safetensors");
+    tk_model *m = make(true), *back;
+    const size_t n = m->trunk->trained;
+    share_out(m);
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, NULL), TK_OK);
+    for (size_t h = 0; h < 2; h++) {
+        const tk_ewc_share *a = &m->heads[h]->share, *b = &back->heads[h]->share;
+        assert_int_equal(b->n, n);
+        assert_memory_equal(b->codes, a->codes, n);
+        assert_true(a->largest == b->largest && a->weight == b->weight);
+    }
+    float *alone = tk_aligned_calloc(n, sizeof(float));
+    assert_non_null(alone);
+    tk_ewc_share_add(&m->heads[1]->share, 1, alone);
+    assert_true(tk_model_drop_head(back, ids[0]));
+    for (size_t j = 0; j < n; j++)
+        assert_true(fabsf(back->fisher[j] - alone[j]) <= 4e-7f * m->fisher[j]);
+    assert_int_equal(tk_model_save(back, path, NULL), TK_OK); /* and the file is sound without */
+    tk_model_destroy(back);
+    assert_int_equal(tk_model_load(&back, path, true, NULL), TK_OK);
+    assert_true(tk_model_drop_head(back, ids[1]));
+    assert_null(back->fisher); /* nobody is left to protect */
+    tk_free(alone);
+    tk_model_destroy(back);
+    assert_int_equal(tk_model_load(&back, path, false, NULL), TK_OK);
+    assert_int_equal(back->heads[0]->share.n, 0); /* serving does without */
+    tk_model_destroy(back);
+    tk_model_destroy(m);
+}
+
+static void a_share_of_the_wrong_size_is_refused(void **state)
+{
+    (void)state;
+    const char *path = fixture_path("share.safetensors");
+    tk_model *m = make(true), *back;
+    tk_diag diag;
+    share_out(m);
+    m->heads[1]->share.n--;
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, &diag), TK_BADDATA);
+    assert_non_null(strstr(diag.text, "ewc.share.bob/colour"));
+    m->heads[1]->share.n++;
+    m->heads[1]->share.weight = 2; /* more than once in the sum */
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, &diag), TK_BADDATA);
+    assert_non_null(strstr(diag.text, "share"));
+    tk_model_destroy(m);
+}
+
 static void a_model_survives_the_file(void **state)
 {
     (void)state;
@@ -299,6 +369,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_model_survives_the_file),
+        cmocka_unit_test(a_share_of_the_wrong_size_is_refused),
+        cmocka_unit_test(a_dropped_head_takes_its_share_of_the_fisher_along),
         cmocka_unit_test(a_clone_is_equal_and_independent),
         cmocka_unit_test(heads_are_added_once_and_dropped_by_id),
         cmocka_unit_test(a_head_needs_unique_clean_labels),

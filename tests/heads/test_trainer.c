@@ -39,6 +39,25 @@ static const char *make_job(const char *name, const char *data, const char *extr
     return dir;
 }
 
+/* A job directory with job.json for a second head on the trunk of `done`. It visits every stage:
+ * its rate is so high that the first head is lost, so that there is something to search for on the
+ * line. */
+static const char *make_second_job(const char *name, const char *data)
+{
+    char text[1024], path[256];
+    const char *dir = fixture_folder(name);
+    const int n = snprintf(
+        text, sizeof text,
+        "{\"job\":\"6\",\"base\":\"%s\",\"data\":\"%s\",\"head\":\"b/stripes\","
+        "\"validations\":[{\"head\":\"a/colour\",\"pack\":\"%s\"}],\"threads\":2,"
+        "\"recipe\":\"finetune\",\"set\":{\"epochs\":3,\"batch\":8,\"views\":2,\"warm_up\":8,"
+        "\"rate\":3,\"clip\":1,\"line_search\":3,\"fisher_samples\":8}}",
+        fixture_path("done/candidate.safetensors"), data, fixture_path("done/validation.pack"));
+    snprintf(path, sizeof path, "%s/job.json", name);
+    fixture_write(fixture_path(path), text, (size_t)n);
+    return dir;
+}
+
 /* Starts the program with standard output to DIR/out. */
 static pid_t start(const char *dir, char *const *arguments)
 {
@@ -203,6 +222,99 @@ static void sigkill_is_survived(void **state)
     stop_and_resume("killed", SIGKILL, -SIGKILL);
 }
 
+/* ---- kill -9 in every stage ---- */
+
+/* Starts the job, reads what it prints and kills it when it says that it has come to `stage`. The
+ * exit status, or -SIGKILL. */
+static int run_until(const char *dir, const char *stage)
+{
+    char job[512], line[8192], wanted[64];
+    char normal[] = "--normal-priority", *const arguments[] = {program, normal, job, NULL};
+    int ends[2];
+    pid_t pid;
+    posix_spawn_file_actions_t actions;
+    snprintf(job, sizeof job, "%s/job.json", dir);
+    snprintf(wanted, sizeof wanted, "\"progress\",\"stage\":\"%s\"", stage);
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(fcntl(ends[0], F_SETFD, FD_CLOEXEC), 0);
+    assert_int_equal(fcntl(ends[1], F_SETFD, FD_CLOEXEC), 0);
+    assert_int_equal(posix_spawn_file_actions_init(&actions), 0);
+    assert_int_equal(posix_spawn_file_actions_adddup2(&actions, ends[1], 1), 0);
+    assert_int_equal(posix_spawn(&pid, program, &actions, NULL, arguments, environ), 0);
+    posix_spawn_file_actions_destroy(&actions);
+    close(ends[1]);
+    FILE *f = fdopen(ends[0], "r");
+    assert_non_null(f);
+    bool reached = false;
+    while (!reached && fgets(line, sizeof line, f))
+        reached = strstr(line, wanted) != NULL;
+    if (reached) assert_int_equal(kill(pid, SIGKILL), 0);
+    const int status = status_of(pid);
+    fclose(f);
+    if (!reached) fail_msg("stage %s was not reached", stage);
+    return status;
+}
+
+static void assert_same_file(const char *a, const char *b, const char *file)
+{
+    char path[512];
+    size_t size_a, size_b;
+    snprintf(path, sizeof path, "%s/%s", a, file);
+    uint8_t *bytes_a = fixture_read(path, &size_a);
+    snprintf(path, sizeof path, "%s/%s", b, file);
+    uint8_t *bytes_b = fixture_read(path, &size_b);
+    assert_int_equal(size_a, size_b);
+    assert_memory_equal(bytes_a, bytes_b, size_a);
+    tk_free(bytes_a);
+    tk_free(bytes_b);
+}
+
+/* All but the seconds, which come last. */
+static char *result_of(const char *dir)
+{
+    char *result = text_of(dir, "result.json"), *seconds = strstr(result, "\"seconds\":");
+    assert_non_null(seconds);
+    *seconds = 0;
+    return result;
+}
+
+static void kill_twice_in(const char *stage, const char *data, const char *peace)
+{
+    char name[64], dir[DIR_SIZE];
+    for (int kills = 0, attempts = 0; kills < 2; attempts++) {
+        assert_true(attempts < 10); /* it may be done before the signal is there */
+        if (kills == 0) {
+            snprintf(name, sizeof name, "killed-in-%s-%d", stage, attempts);
+            snprintf(dir, sizeof dir, "%s", make_second_job(name, data));
+        }
+        kills = run_until(dir, stage) == -SIGKILL && !exists(dir, "result.json") ? kills + 1 : 0;
+    }
+    assert_int_equal(status_of(start_job(dir)), 0);
+    char *a = result_of(peace), *b = result_of(dir);
+    assert_string_equal(a, b);
+    tk_free(a);
+    tk_free(b);
+    assert_same_file(peace, dir, "candidate.safetensors");
+    assert_same_file(peace, dir, "validation.pack");
+}
+
+/* The candidate and the report are those of an undisturbed run. */
+static void kill_9_in_any_stage_changes_nothing(void **state)
+{
+    (void)state;
+    static const char *const stages[] = {
+        "decode", "pseudo-labels", "warm-up", "train", "line-search",
+        "gate",   "precisions",    "fisher",  "write",
+    };
+    char data[512], peace[DIR_SIZE];
+    snprintf(data, sizeof data, "%s", fixture_path("second.pack"));
+    fixture_pack(data, FIXTURE_STRIPES, 40, 2);
+    snprintf(peace, sizeof peace, "%s", make_second_job("second", data));
+    assert_int_equal(status_of(start_job(peace)), 0);
+    for (size_t i = 0; i < sizeof stages / sizeof *stages; i++)
+        kill_twice_in(stages[i], data, peace);
+}
+
 static void pack_and_eval_work_without_a_server(void **state)
 {
     (void)state;
@@ -261,6 +373,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(bad_usage_is_status_2_and_help_names_every_knob),
         cmocka_unit_test(sigterm_leaves_a_checkpoint_and_status_3),
         cmocka_unit_test(sigkill_is_survived),
+        cmocka_unit_test(kill_9_in_any_stage_changes_nothing),
         cmocka_unit_test(pack_and_eval_work_without_a_server),
     };
     return cmocka_run_group_tests(tests, NULL, clean);

@@ -10,7 +10,7 @@
 #include "engine/err.h"
 #include "engine/net.h"
 
-typedef enum tk_dtype { TK_F32, TK_F16, TK_BF16, TK_I64, TK_OTHER } tk_dtype;
+typedef enum tk_dtype { TK_F32, TK_F16, TK_BF16, TK_I64, TK_U8, TK_OTHER } tk_dtype;
 
 typedef struct tk_tensor {
     const char *name; /* borrowed */
@@ -35,7 +35,7 @@ const char *tk_tensors_meta(const tk_tensors *tensors, const char *key);
 /* Copies to fp32 (from F32, F16 or BF16); out has tensor->count floats. */
 TK_MUST tk_err tk_tensor_to_f32(const tk_tensor *tensor, float *out, tk_diag *diag);
 
-/* Writes a file durably. `meta` is n_meta pairs (key, value), may be NULL. Tensors are F32. */
+/* Writes a file durably. `meta` is n_meta pairs (key, value), may be NULL. Tensors are F32 or U8. */
 typedef struct tk_meta {
     const char *key, *value;
 } tk_meta;
@@ -63,6 +63,9 @@ TK_MUST tk_err tk_tensor_list_add_trunk(tk_tensor_list *list, const tk_params *p
 /* Appends one fp32 tensor; name and data are copied. */
 TK_MUST tk_err tk_tensor_list_add(tk_tensor_list *list, const char *name, unsigned rank,
                                   const size_t *shape, const float *data);
+/* The same with bytes, as one vector. */
+TK_MUST tk_err tk_tensor_list_add_u8(tk_tensor_list *list, const char *name, size_t n,
+                                     const uint8_t *data);
 void tk_tensor_list_fini(tk_tensor_list *list);
 
 #endif

@@ -8,6 +8,7 @@
 #ifndef HEADS_JOB_H
 #define HEADS_JOB_H
 
+#include "heads/data_check.h"
 #include "heads/gate.h"
 #include "heads/precision_gate.h"
 #include "heads/train.h"
@@ -90,6 +91,8 @@ typedef struct tk_job_result {
     tk_recipe recipe;
     tk_arch arch;
     size_t classes, n_images, n_train, n_held, n_unreadable, batch;
+    tk_data_check data; /* what its images show */
+    double majority;    /* part of the held-out images that have the most frequent label; 0: none */
     size_t n_others;
     tk_gate_record *gate;    /* [n_others], of the candidate that was judged last */
     tk_validation *before;   /* [n_others] */
@@ -116,6 +119,9 @@ typedef struct tk_job_result {
  * and DIR/validation.pack (if asked for) are on the disk. TK_CANCELLED: stopped, to be resumed.
  * Free *result with tk_job_result_fini() in any case. */
 TK_MUST tk_err tk_job_run(const tk_job_opts *opts, tk_job_result *result, tk_diag *diag);
+/* The k-th thing that the owner of the data should know, as a sentence; false when there are fewer.
+ * All of them were logged as warnings while the job ran. */
+bool tk_job_remark(const tk_job_result *result, size_t k, char *text, size_t size);
 void tk_job_result_fini(tk_job_result *result);
 /* Removes what a finished job no longer needs: canvases, pseudo-labels, checkpoints. */
 void tk_job_clean(const char *dir);

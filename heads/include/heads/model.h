@@ -5,6 +5,7 @@
  *     head.<id>.weight [c][width], .bias [c]  one pair per head
  *     adapter.<id>.<s>.weight [r][c_s], .bias [r]  one pair per stage of a head with an adapter
  *     ewc.fisher.<name>, ewc.anchor.<name>  collapsed Fisher and anchor (absent: EWC off)
+ *     ewc.share.<id>                      bytes: the head's part of the Fisher (heads/ewc_share.h)
  *     __metadata__.trunkd                 JSON: format, arch, preprocessing, heads (id, labels,
  *                                         tolerance, best, adapter_rank, precisions), Fisher's
  *                                         scale, int8's ranges
@@ -17,6 +18,7 @@
 #include "engine/net.h"
 #include "engine/precision.h"
 #include "engine/side.h"
+#include "heads/ewc_share.h"
 
 enum { TK_HEAD_MAX_CLASSES = 10000, TK_LABEL_MAX = 256, TK_ADAPTER_MAX_RANK = 256 };
 
@@ -41,15 +43,16 @@ typedef struct tk_precision_check {
 typedef struct tk_head {
     char *id;
     size_t classes, features;
-    size_t width;     /* of the linear layer's input: features + S * rank */
-    size_t rank;      /* of the adapter; 0: none */
-    tk_arch arch;     /* of the trunk that the adapter reads */
-    float *adapter;   /* as tk_side.data; NULL: none */
-    char **labels;    /* [classes], UTF-8, unique, 1..TK_LABEL_MAX bytes */
-    float *weight;    /* [classes][width] */
-    float *bias;      /* [classes] */
-    double tolerance; /* points that the gate lets it fall, default 1.0 */
-    double best;      /* best committed validation accuracy, 0..1; NaN: never measured */
+    size_t width;       /* of the linear layer's input: features + S * rank */
+    size_t rank;        /* of the adapter; 0: none */
+    tk_arch arch;       /* of the trunk that the adapter reads */
+    float *adapter;     /* as tk_side.data; NULL: none */
+    char **labels;      /* [classes], UTF-8, unique, 1..TK_LABEL_MAX bytes */
+    float *weight;      /* [classes][width] */
+    float *bias;        /* [classes] */
+    double tolerance;   /* points that the gate lets it fall, default 1.0 */
+    double best;        /* best committed validation accuracy, 0..1; NaN: never measured */
+    tk_ewc_share share; /* of the model's Fisher; none when it was made without, or not loaded */
     tk_precision_check checks[TK_PRECISION_COUNT]; /* fp32's is unused */
 } tk_head;
 
@@ -79,7 +82,11 @@ void tk_model_destroy(tk_model *model);
 tk_head *tk_model_head(const tk_model *model, const char *id); /* or NULL */
 /* Takes the head. TK_EXISTS when the id is there, TK_BADARG when it does not fit the trunk. */
 TK_MUST tk_err tk_model_add_head(tk_model *model, tk_head *head);
-/* Removes and frees; false when absent. */
+/* Takes the head's share out of the Fisher sum: the trunk is free to forget it. The part of a head
+ * that has no share (of a version made before there were any) stays in the sum. */
+void tk_model_unprotect_head(tk_model *model, tk_head *head);
+/* Removes and frees, its share of the Fisher with it; without heads there is no Fisher. False when
+ * absent. */
 bool tk_model_drop_head(tk_model *model, const char *id);
 
 /* May the version be served in `precision`? In fp32 always, in another one when every head was
