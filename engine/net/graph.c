@@ -130,6 +130,7 @@ void tk_graph_forward(tk_graph *graph, tk_params *params, size_t n, const float 
     graph->mode = mode;
     memcpy(graph->act[TK__INPUT_MAP], x, n * tk__map_floats(&l->map[0]) * sizeof *x);
     for (size_t i = 0; i < l->units; i++) {
+        if (graph->before_unit != NULL) graph->before_unit(graph->before_ctx, i);
         forward_unit(graph, params, i);
         if (!l->unit[i].pool_after) continue;
         const int in = l->unit[i].out;
