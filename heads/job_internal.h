@@ -35,6 +35,7 @@ typedef struct tk__job {
     tk_student warm; /* base trunk, warm head: the probe */
     tk_student now;  /* joint training's last point, then the chosen one */
     tk_student best; /* joint training's best admissible point; zero: none */
+    tk_projection *projection;
     tk_objective *objective;
     tk_validation *scratch; /* [n_others + 1] */
 } tk__job;

@@ -20,6 +20,7 @@ typedef struct tk_recipe {
     double warm_up, views, pad, flip, scale_min;
     double kappa, kappa_sum, temperature;
     double lambda, fisher_samples, fisher_labels, fisher_collapse, fisher_gamma;
+    double projection, covariance;
     double validation, validation_max, validate_every, trials, line_search, agreement_slack,
         gate_sigma;
 } tk_recipe;
