@@ -1,5 +1,5 @@
-/* The last part of a job: the gate's decision, precisions, the Fisher of the new head, and the
- * files. */
+/* The last part of a job: the gate's decision, precisions, Fisher and covariances of the new head,
+ * and the files. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,6 +8,7 @@
 #include "engine/rng.h"
 #include "heads/ewc.h"
 #include "heads/fisher.h"
+#include "heads/projection.h"
 #include "job_internal.h"
 
 /* ---- the decision ---- */
@@ -155,6 +156,35 @@ static tk_err add_fisher(tk__job *j, tk_model *candidate)
     return err;
 }
 
+/* Adds what the trunk reads of the Fisher's images to the candidate's covariances. Which form a
+ * layer has is decided by the first job that makes them. */
+static tk_err add_inputs(tk__job *j, tk_model *candidate)
+{
+    const tk_recipe *r = &j->r->recipe;
+    const size_t wanted = (size_t)r->fisher_samples;
+    const size_t n = wanted < j->split.n_train ? wanted : j->split.n_train;
+    if (n == 0 || r->covariance == 0) return TK_OK;
+    uint32_t *images = NULL, *labels = NULL;
+    tk_err err = sample_images(j, n, &images, &labels);
+    if (err == TK_OK && !candidate->inputs) {
+        err = tk_covariance_create(&candidate->inputs, candidate->trunk,
+                                   (size_t)ceil(r->covariance * 1024 * 1024));
+        if (err != TK_OK) tk_fail(j->diag, err, "covariances: out of memory");
+    }
+    const tk_inputs_opts opts = {.canvases = j->canvases,
+                                 .n = n,
+                                 .images = images,
+                                 .seed = j->o->seed,
+                                 .max_batch = j->r->batch,
+                                 .watch = &j->watch};
+    if (err == TK_OK)
+        err = tk_inputs_add(candidate->inputs, tk_objective_graph(j->objective), candidate->trunk,
+                            &j->base->preproc, &opts, j->o->pool, j->diag);
+    tk_free(images);
+    tk_free(labels);
+    return err;
+}
+
 /* The base's model with the chosen trunk, the new head, and each head's best. */
 static tk_err make_candidate(tk__job *j, tk_model **out)
 {
@@ -215,6 +245,7 @@ tk_err tk__job_finish(tk__job *j)
     if (err == TK_OK) {
         tk__job_enter(j, TK_STAGE_FISHER);
         err = add_fisher(j, candidate);
+        if (err == TK_OK) err = add_inputs(j, candidate);
         tk__job_leave(j);
     }
     if (err == TK_OK) {

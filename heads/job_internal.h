@@ -38,6 +38,7 @@ typedef struct tk__job {
     tk_student now;     /* joint training's last point, then the chosen one */
     tk_student adapted; /* base trunk, head with adapter; zero: none */
     tk_student best;    /* joint training's best admissible point; zero: none */
+    tk_projection *projection;
     tk_objective *objective;
     tk_validation *scratch; /* [n_others + 1] */
 } tk__job;

@@ -89,9 +89,30 @@ static void inform(void *job, const char *message)
     tk__job_say(job, false, "%s", message);
 }
 
+/* The subspaces, which belong to joint training's time. */
+static tk_err find_subspaces(tk__job *j)
+{
+    const tk_recipe *r = &j->r->recipe;
+    if (r->projection == 0 || !r->train_trunk || j->n_others == 0) return TK_OK;
+    if (!j->base->inputs) {
+        tk__job_say(j, true, "this trunk has no covariances of its inputs: projection is off");
+        return TK_OK;
+    }
+    tk__job_enter(j, TK_STAGE_TRAIN);
+    const tk_err err = tk_projection_create(&j->projection, j->base->inputs, j->base->trunk,
+                                            r->projection, j->o->pool, &j->watch, j->diag);
+    if (err != TK_OK) return err;
+    tk__job_leave(j);
+    tk__job_say(j, false, "projection leaves %.1f %% of the convolutions' dimensions free",
+                100 * tk_projection_freedom(j->projection));
+    return TK_OK;
+}
+
 tk_err tk__job_objective(tk__job *j)
 {
     const tk_recipe *r = &j->r->recipe;
+    const tk_err err = find_subspaces(j);
+    if (err != TK_OK) return err;
     const bool distil = r->kappa > 0 && j->n_others > 0;
     const bool hold = r->lambda > 0 && j->base->fisher;
     if (r->lambda > 0 && j->n_others > 0 && !j->base->fisher)
@@ -107,6 +128,7 @@ tk_err tk__job_objective(tk__job *j)
                                     .old = j->others,
                                     .fisher = hold ? j->base->fisher : NULL,
                                     .anchor = hold ? j->base->anchor : NULL,
+                                    .projection = j->projection,
                                     .augment = j->augment,
                                     .seed = j->o->seed,
                                     .max_batch = j->r->batch,

@@ -37,6 +37,10 @@ static tk_err resolve_recipe(tk__job *j)
     if (err != TK_OK) return err;
     if (recipe->policy == TK_POLICY_ADAPTER || recipe->policy == TK_POLICY_PROBE)
         *recipe = tk_recipe_apart(recipe, recipe->policy == TK_POLICY_ADAPTER);
+    if (recipe->projection > 0 && (recipe->batch_norm != 0 || recipe->decay != 0))
+        return tk_fail(j->diag, TK_BADARG,
+                       "projection: %g needs batch_norm 0 and decay 0, which act past it",
+                       recipe->projection);
     size_t others = j->base->n_heads;
     if (tk_model_head(j->base, j->o->head)) others--;
     if (recipe->from_scratch && others > 0)
@@ -218,6 +222,7 @@ tk_err tk__job_prepare(tk__job *j)
 void tk__job_fini(tk__job *j)
 {
     tk_objective_destroy(j->objective);
+    tk_projection_destroy(j->projection);
     tk_student_fini(&j->warm);
     tk_student_fini(&j->now);
     tk_student_fini(&j->adapted);

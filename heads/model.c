@@ -181,6 +181,7 @@ tk_err tk_model_clone(tk_model **out, const tk_model *from)
     tk_err err = tk_params_clone(&model->trunk, from->trunk);
     if (err == TK_OK) err = copy_vector(&model->fisher, from->fisher, from->trunk->trained);
     if (err == TK_OK) err = copy_vector(&model->anchor, from->anchor, from->trunk->trained);
+    if (err == TK_OK && from->inputs) err = tk_covariance_clone(&model->inputs, from->inputs);
     for (size_t i = 0; i < from->n_heads && err == TK_OK; i++) {
         tk_head *head;
         err = tk_head_clone(&head, from->heads[i]);
@@ -205,6 +206,7 @@ void tk_model_destroy(tk_model *model)
     tk_params_destroy(model->trunk);
     tk_free(model->fisher);
     tk_free(model->anchor);
+    tk_covariance_destroy(model->inputs);
     tk_free(model);
 }
 

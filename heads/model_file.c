@@ -56,6 +56,10 @@ static char *metadata(const tk_model *model)
                              "mean", triple(p->mean), "std", triple(p->std), "heads", heads);
     if (root && model->fisher)
         json_object_set_new(root, "fisher_scale", json_real(model->fisher_scale));
+    if (root && model->inputs)
+        json_object_set_new(root, "inputs",
+                            json_pack("{s:I, s:f}", "limit", (json_int_t)model->inputs->limit,
+                                      "images", model->inputs->images));
     if (root && model->ranges.maps)
         json_object_set_new(root, "ranges", tk__ranges_to_json(&model->ranges));
     char *text = root ? json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
@@ -115,6 +119,19 @@ static tk_err list_heads(tk_tensor_list *list, const tk_model *model)
     return err;
 }
 
+static tk_err list_inputs(tk_tensor_list *list, const tk_model *model)
+{
+    char name[TENSOR_NAME];
+    tk_err err = TK_OK;
+    for (size_t l = 0; l < model->inputs->layers && err == TK_OK; l++) {
+        const tk_covariance_layer *layer = &model->inputs->layer[l];
+        const size_t count = layer->n * (layer->n + 1) / 2;
+        snprintf(name, sizeof name, "inputs.%s", model->trunk->table[layer->param].name);
+        err = tk_tensor_list_add(list, name, 1, &count, layer->c);
+    }
+    return err;
+}
+
 tk_err tk_model_save(const tk_model *model, const char *path, tk_diag *diag)
 {
     const tk_params *trunk = model->trunk;
@@ -125,6 +142,7 @@ tk_err tk_model_save(const tk_model *model, const char *path, tk_diag *diag)
         err = tk_tensor_list_add_trunk(&list, trunk, model->fisher, "ewc.fisher.", true);
     if (err == TK_OK && model->fisher)
         err = tk_tensor_list_add_trunk(&list, trunk, model->anchor, "ewc.anchor.", true);
+    if (err == TK_OK && model->inputs) err = list_inputs(&list, model);
     if (err != TK_OK) tk_fail(diag, err, "model: %s", tk_err_text(err));
     char *text = err == TK_OK ? metadata(model) : NULL;
     if (err == TK_OK && !text) err = tk_fail(diag, TK_NOMEM, "model: out of memory");
@@ -350,16 +368,44 @@ static tk_err read_ewc(tk_model *model, const json_t *root, const tk_tensors *te
     return err;
 }
 
+/* The covariances of the convolutions' inputs. */
+static tk_err read_inputs(tk_model *model, const json_t *o, const tk_tensors *tensors,
+                          tk_diag *diag)
+{
+    char name[TENSOR_NAME];
+    const json_int_t limit = json_integer_value(json_object_get(o, "limit"));
+    const double images = json_number_value(json_object_get(o, "images"));
+    if (limit < 1 || !(images >= 1 && images <= 1e12))
+        return bad(diag, "inputs needs limit and images");
+    const tk_err made = tk_covariance_create(&model->inputs, model->trunk, (size_t)limit);
+    if (made != TK_OK) return tk_fail(diag, made, "model: out of memory");
+    model->inputs->images = images;
+    for (size_t l = 0; l < model->inputs->layers; l++) {
+        const tk_covariance_layer *layer = &model->inputs->layer[l];
+        const size_t count = layer->n * (layer->n + 1) / 2;
+        snprintf(name, sizeof name, "inputs.%s", model->trunk->table[layer->param].name);
+        const tk_err err = read_tensor(tensors, name, 1, &count, layer->c, diag);
+        if (err != TK_OK) return err;
+        for (size_t i = 0; i < layer->n; i++)
+            if (layer->c[i * (i + 3) / 2] < 0)
+                return tk_fail(diag, TK_BADDATA, "tensor %s: a negative square", name);
+    }
+    return TK_OK;
+}
+
 /* Tensors that nothing accounts for make the file bad. */
 static tk_err check_count(const tk_model *model, const json_t *heads, const tk_tensors *tensors,
-                          bool ewc, tk_diag *diag)
+                          bool ewc, bool inputs, tk_diag *diag)
 {
-    size_t trained = 0, shares = 0;
+    size_t trained = 0, shares = 0, convolutions = 0;
     for (size_t h = 0; ewc && h < json_array_size(heads); h++)
         shares += json_object_get(json_array_get(heads, h), "share") != NULL;
-    for (size_t i = 0; i < model->trunk->tensors; i++)
+    for (size_t i = 0; i < model->trunk->tensors; i++) {
         trained += model->trunk->table[i].offset < model->trunk->trained;
-    size_t want = model->trunk->tensors + 2 * model->n_heads + (ewc ? 2 * trained + shares : 0);
+        convolutions += model->trunk->table[i].kind == TK_PARAM_CONV;
+    }
+    size_t want = model->trunk->tensors + 2 * model->n_heads + (ewc ? 2 * trained + shares : 0) +
+                  (inputs ? convolutions : 0);
     for (size_t h = 0; h < model->n_heads; h++)
         want += 2 * stages_of(model->heads[h]);
     const size_t have = tk_tensors_count(tensors);
@@ -395,8 +441,10 @@ static tk_err read_model(tk_model **out, const json_t *root, const tk_tensors *t
                       (*out)->ranges.maps, tk_arch_name(arch), tk_arch_maps(arch));
     if (err != TK_OK) return err;
     const bool ewc = json_object_get(root, "fisher_scale") != NULL;
-    err = check_count(*out, heads, tensors, ewc, diag);
-    return err == TK_OK && ewc && with_ewc ? read_ewc(*out, root, tensors, diag) : err;
+    const json_t *inputs = json_object_get(root, "inputs");
+    err = check_count(*out, heads, tensors, ewc, inputs != NULL, diag);
+    if (err == TK_OK && ewc && with_ewc) err = read_ewc(*out, root, tensors, diag);
+    return err == TK_OK && inputs && with_ewc ? read_inputs(*out, inputs, tensors, diag) : err;
 }
 
 /* The file, and its metadata as an object. */

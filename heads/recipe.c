@@ -41,10 +41,15 @@ static const tk_recipe_field fields[] = {
     FIELD(kappa_sum, 0, 1, true, "0: kappa is shared by the other heads, 1: each has it whole"),
     FIELD(temperature, 0.1, 100, false, "T of distillation"),
     FIELD(lambda, 0, 1e9, false, "weight of elastic weight consolidation"),
-    FIELD(fisher_samples, 0, 100000, true, "images for the Fisher diagonal; 0: none is made"),
+    FIELD(fisher_samples, 0, 100000, true,
+          "images for Fisher diagonal and covariances; 0: none is made"),
     FIELD(fisher_labels, 0, 2, true, "0 drawn from the model, 1 the true ones, 2 exact"),
     FIELD(fisher_collapse, 0, 1, true, "0: online form, 1: exact sum over the heads"),
     FIELD(fisher_gamma, 0, 1, false, "decay of the old Fisher in the online form"),
+    FIELD(projection, 0, 1, false,
+          "share of the old inputs' energy that steps must not touch; 0: off"),
+    FIELD(covariance, 0, 1024, false,
+          "MiB that a layer's covariance of patches may take; 0: none is made"),
     FIELD(validation, 0.01, 0.5, false, "part of each class that is held out"),
     FIELD(validation_max, 1, 100000, true, "most images held out"),
     FIELD(validate_every, 1, 10000, true, "epochs between validations of every head"),
@@ -76,6 +81,7 @@ static const tk_recipe base = {
     .temperature = 2,
     .fisher_samples = 400,
     .fisher_gamma = 1,
+    .covariance = 4,
     .validation = 0.15,
     .validation_max = 1000,
     .validate_every = 1,
@@ -90,7 +96,7 @@ tk_recipe tk_recipe_apart(const tk_recipe *recipe, bool adapter)
     r.train_trunk = false;
     r.adapter = adapter;
     if (adapter) r.rate = 0.2; /* of small new weights: measured */
-    r.kappa = r.lambda = 0;
+    r.kappa = r.lambda = r.projection = 0;
     r.trials = 1;
     r.line_search = 0;
     return r;
@@ -120,6 +126,11 @@ static void kd(tk_recipe *r)
 static void ewc(tk_recipe *r)
 {
     r->lambda = 1;
+}
+
+static void projection(tk_recipe *r)
+{
+    r->projection = 0.99;
 }
 
 static void kd_ewc(tk_recipe *r)
@@ -163,6 +174,7 @@ static const struct {
      "distillation of the other heads and elastic weight consolidation (default)"},
     {"kd", kd, "distillation only"},
     {"ewc", ewc, "elastic weight consolidation only"},
+    {"projection", projection, "steps off what the other heads' images made each layer read"},
     {"finetune", finetune, "nothing protects the other heads but the gate"},
     {"finetune-low-lr", finetune_low_lr, "a low rate on the trunk, nothing else"},
     {"probe", probe, "only the new head learns"},

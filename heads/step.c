@@ -230,6 +230,23 @@ static double clip(tk_objective *s, const tk_student *student)
     return norm;
 }
 
+/* EWC's step, of which projection lets only its own part through. */
+static double consolidate(tk_objective *s, tk_params *trunk, double lambda, double rate)
+{
+    const size_t n = trunk->trained;
+    float *moved = s->gradient; /* which the step has used up */
+    if (!s->o.projection)
+        return tk_ewc_proximal(n, trunk->data, s->o.anchor, s->o.fisher, lambda, rate);
+    memcpy(moved, trunk->data, n * sizeof *moved);
+    const double penalty = tk_ewc_proximal(n, moved, s->o.anchor, s->o.fisher, lambda, rate);
+    for (size_t j = 0; j < n; j++)
+        moved[j] -= trunk->data[j];
+    tk_projection_apply(s->o.projection, trunk, moved);
+    for (size_t j = 0; j < n; j++)
+        trunk->data[j] += moved[j];
+    return penalty;
+}
+
 /* Where in the trunk's passes the first value that is not finite appeared. */
 static tk_err diverged(const tk_objective *s, const tk_params *trunk, tk_diag *diag)
 {
@@ -262,6 +279,7 @@ tk_err tk_step(tk_objective *s, tk_student *student, size_t n, const uint32_t *i
     losses->ce = add_cross_entropy(s, student, n, features);
     losses->kd = add_distillation(s, n, features, items, views, strength);
     backward(s, student);
+    if (s->o.projection && r->train_trunk) tk_projection_apply(s->o.projection, trunk, s->gradient);
 
     losses->ewc = 0;
     losses->norm = clip(s, student);
@@ -274,8 +292,7 @@ tk_err tk_step(tk_objective *s, tk_student *student, size_t n, const uint32_t *i
     tk_sgd_step_params(trunk, s->gradient, student->velocity, (float)rate, (float)r->momentum,
                        (float)r->decay, 1, s->o.pool);
     if (s->o.fisher && r->lambda > 0)
-        losses->ewc = tk_ewc_proximal(trunk->trained, trunk->data, s->o.anchor, s->o.fisher,
-                                      strength * r->lambda, rate);
+        losses->ewc = consolidate(s, trunk, strength * r->lambda, rate);
     if (isfinite(losses->ewc)) return TK_OK;
     return tk_fail(diag, TK_DIVERGED, "the distance from the protected weights is not finite");
 }

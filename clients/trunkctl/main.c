@@ -56,7 +56,8 @@ static const tk__cmd commands[] = {
      "  trunkctl finetune --head colour --data 2 --watch\n"
      "  trunkctl finetune --head colour --data 2 --recipe kd --set kappa=2 --set epochs=12\n"
      "  trunkctl finetune --head colour --data 2 --fallback reject --retention nothing\n\n"
-     "Recipes: kd+ewc (default), kd, ewc, finetune, finetune-low-lr, probe, adapter, and "
+     "Recipes: kd+ewc (default), kd, ewc, projection, finetune, finetune-low-lr, probe, adapter, "
+     "and "
      "scratch for a fresh trunk.",
      tk__cmd_finetune},
     {"job list", "", "your jobs, newest first", "  trunkctl job list --limit 5", tk__cmd_job_list},

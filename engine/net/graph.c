@@ -137,6 +137,7 @@ void tk_graph_forward(tk_graph *graph, tk_params *params, size_t n, const float 
     graph->mode = mode;
     memcpy(graph->act[TK__INPUT_MAP], x, n * tk__map_floats(&l->map[0]) * sizeof *x);
     for (size_t i = 0; i < l->units; i++) {
+        if (graph->before_unit != NULL) graph->before_unit(graph->before_ctx, i);
         forward_unit(graph, params, i);
         const int stage = graph->side != NULL ? tk__tap_of(l, l->unit[i].out) : -1;
         if (stage >= 0) tk__graph_side_forward(graph, (size_t)stage);

@@ -17,6 +17,9 @@ struct tk_graph {
     size_t n; /* images of the last forward */
     tk_bn_mode mode;
     tk__graph_side *side; /* or NULL */
+    /* Called by forward when a unit's input is made (covariance.c); or NULL. */
+    void (*before_unit)(void *ctx, size_t unit);
+    void *before_ctx;
 
     float *block; /* everything below lies in it */
     size_t floats;

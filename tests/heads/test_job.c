@@ -14,6 +14,7 @@
 #include "engine/mem.h"
 #include "fixture.h"
 #include "heads/job.h"
+#include "heads/projection.h"
 
 static const char *alice, *alice_held, *bob; /* packs */
 static const char *base;                     /* Alice's version */
@@ -158,6 +159,8 @@ static void scratch_leaves_a_version_with_fisher_and_best(void **state)
     assert_non_null(m->fisher);
     assert_true(m->fisher_scale > 0);
     assert_memory_equal(m->anchor, m->trunk->data, m->trunk->trained * sizeof(float));
+    assert_non_null(m->inputs);
+    assert_true(m->inputs->images == 4);
     tk_model_destroy(m);
 }
 
@@ -165,8 +168,8 @@ static void scratch_leaves_a_version_with_fisher_and_best(void **state)
 static void every_recipe_ends_with_a_sound_candidate(void **state)
 {
     (void)state;
-    static const char *const recipes[] = {"kd+ewc",          "kd",   "ewc", "finetune",
-                                          "finetune-low-lr", "probe"};
+    static const char *const recipes[] = {
+        "kd+ewc", "kd", "ewc", "projection", "finetune", "finetune-low-lr", "probe"};
     tk_setting once[QUICK];
     tk_model *before = load(base);
     memcpy(once, quick, sizeof quick);
@@ -188,6 +191,7 @@ static void every_recipe_ends_with_a_sound_candidate(void **state)
         assert_memory_equal(after->heads[0]->weight, before->heads[0]->weight,
                             before->heads[0]->classes * 64 * sizeof(float));
         assert_non_null(after->fisher);
+        assert_true(after->inputs->images == before->inputs->images + 4);
         assert_int_equal(access(file_in(recipes[i], "validation.pack"), R_OK), 0);
         const bool same = memcmp(after->trunk->data, before->trunk->data,
                                  before->trunk->count * sizeof(float)) == 0;
@@ -201,18 +205,20 @@ static void every_recipe_ends_with_a_sound_candidate(void **state)
 
 /* Cancelled after 1, 2, 4, ... questions, each attempt resumed until the job is done. The candidate
  * is the same as that of a job which was left in peace. */
-static void an_interrupted_job_ends_with_the_same_bits(void **state)
+static void check_resume(const char *recipe, const tk_setting *set, size_t n_set, const char *whole,
+                         const char *broken)
 {
-    (void)state;
     spy peace = {.stop_after = -1};
-    tk_job_opts o = with_validation(job("peace", "kd+ewc", &peace));
+    tk_job_opts o = with_validation(job(whole, recipe, &peace));
+    o.set = set, o.n_set = n_set;
     o.checkpoint_seconds = 0; /* one after every step */
     tk_job_result r = run(&o);
     tk_job_result_fini(&r);
     size_t size_a, size_b, stops = 0;
-    uint8_t *a = fixture_read(file_in("peace", "candidate.safetensors"), &size_a);
+    uint8_t *a = fixture_read(file_in(whole, "candidate.safetensors"), &size_a);
 
-    o = with_validation(job("broken-off", "kd+ewc", &peace));
+    o = with_validation(job(broken, recipe, &peace));
+    o.set = set, o.n_set = n_set;
     o.checkpoint_seconds = 1e9; /* only those that cancelling writes */
     for (long patience = 4;; patience += 4, stops++) {
         spy s = {.stop_after = patience};
@@ -225,11 +231,27 @@ static void an_interrupted_job_ends_with_the_same_bits(void **state)
         assert_true(stops < 200);
     }
     assert_true(stops >= 3);
-    uint8_t *b = fixture_read(file_in("broken-off", "candidate.safetensors"), &size_b);
+    uint8_t *b = fixture_read(file_in(broken, "candidate.safetensors"), &size_b);
     assert_int_equal(size_a, size_b);
     assert_memory_equal(a, b, size_a);
     tk_free(a);
     tk_free(b);
+}
+
+static void an_interrupted_job_ends_with_the_same_bits(void **state)
+{
+    (void)state;
+    check_resume("kd+ewc", quick, QUICK, "peace", "broken-off");
+}
+
+static void an_interrupted_job_with_projection_ends_with_the_same_bits(void **state)
+{
+    (void)state;
+    tk_setting set[QUICK + 1];
+    memcpy(set, quick, sizeof quick);
+    set[EPOCHS].value = 1;
+    set[QUICK] = (tk_setting){"projection", 0.8};
+    check_resume("kd+ewc", set, QUICK + 1, "projected", "projected-broken-off");
 }
 
 /* A checkpoint that was damaged on the disk is noticed; the job begins again and ends the same. */
@@ -262,6 +284,130 @@ static void a_damaged_checkpoint_is_not_believed(void **state)
     assert_memory_equal(a, b, size_a);
     tk_free(a);
     tk_free(b);
+}
+
+/* How far the features of Alice's first images moved, as a part of their size. */
+static double features_moved(const tk_model *from, const tk_model *to)
+{
+    enum { N = 8, FEATURES = 64, FLOATS = 32 * 32 * 3 };
+    static float x[N * FLOATS], before[N * FEATURES];
+    static const uint32_t images[N] = {0, 1, 2, 3, 4, 5, 6, 7};
+    const tk_preproc preproc = fixture_preproc();
+    const tk_cut cut = {.images = images};
+    const float *features;
+    tk_pack *pack;
+    tk_canvases *canvases;
+    tk_graph *graph;
+    double moved = 0, size = 0;
+    assert_int_equal(tk_pack_open(&pack, alice, NULL), TK_OK);
+    assert_int_equal(tk_canvases_open(&canvases, fixture_path("moved.canvas"), pack, &preproc, 32,
+                                      fixture_pool(), NULL, NULL),
+                     TK_OK);
+    assert_int_equal(tk_graph_create(&graph, TK_RESNET20, 32, N, fixture_pool(), NULL), TK_OK);
+    tk_canvases_render(canvases, &cut, N, x, fixture_pool());
+    tk_graph_forward(graph, from->trunk, N, x, TK_BN_FROZEN, &features);
+    memcpy(before, features, sizeof before);
+    tk_graph_forward(graph, to->trunk, N, x, TK_BN_FROZEN, &features);
+    for (size_t i = 0; i < N * FEATURES; i++) {
+        moved += pow((double)(features[i] - before[i]), 2);
+        size += pow((double)before[i], 2);
+    }
+    tk_graph_destroy(graph);
+    tk_canvases_close(canvases);
+    tk_pack_close(pack);
+    return sqrt(moved / size);
+}
+
+/* The trunk after a job with this share and lambda, ungated. */
+static tk_model *after_projection(const char *folder, double share, double lambda)
+{
+    spy s = {.stop_after = -1};
+    tk_setting set[QUICK + 2];
+    memcpy(set, quick, sizeof quick);
+    set[QUICK] = (tk_setting){"projection", share};
+    set[QUICK + 1] = (tk_setting){"lambda", lambda};
+    tk_job_opts o = with_validation(job(folder, "projection", &s));
+    o.gate = false; /* the last point, whatever it is */
+    o.set = set;
+    o.n_set = QUICK + 2;
+    tk_job_result r = run(&o);
+    assert_int_equal(r.outcome, TK_OUTCOME_COMMIT);
+    tk_job_result_fini(&r);
+    return load(file_in(folder, "candidate.safetensors"));
+}
+
+/* The part of a trunk's change that lies where projection lets none through. */
+static double forbidden_part(const tk_model *from, const tk_model *to, double share)
+{
+    const size_t n = from->trunk->trained;
+    float *change = tk_aligned_calloc(n, sizeof *change);
+    tk_projection *p;
+    double forbidden = 0, whole = 0;
+    assert_non_null(change);
+    for (size_t j = 0; j < n; j++)
+        change[j] = to->trunk->data[j] - from->trunk->data[j];
+    assert_int_equal(
+        tk_projection_create(&p, from->inputs, from->trunk, share, fixture_pool(), NULL, NULL),
+        TK_OK);
+    tk_projection_apply(p, from->trunk, change);
+    for (size_t j = 0; j < n; j++) {
+        const double d = (double)(to->trunk->data[j] - from->trunk->data[j]);
+        forbidden += pow(d - (double)change[j], 2);
+        whole += d * d;
+    }
+    assert_true(whole > 0);
+    tk_projection_destroy(p);
+    tk_free(change);
+    return sqrt(forbidden / whole);
+}
+
+static void projection_keeps_what_old_images_gave(void **state)
+{
+    (void)state;
+    tk_model *from = load(base), *naive = after_projection("naive", 0, 0);
+    tk_model *kept = after_projection("kept", 0.9999, 0);
+    const double before = features_moved(from, naive), after = features_moved(from, kept);
+    if (!(before > 0.1 && after < 1e-3))
+        fail_msg("features moved by %g without and by %g with projection", before, after);
+    tk_model_destroy(from);
+    tk_model_destroy(naive);
+    tk_model_destroy(kept);
+}
+
+/* Momentum, clipping, batch norm and consolidation's own step: none leads out of it. */
+static void projection_bounds_every_change_of_the_trunk(void **state)
+{
+    (void)state;
+    tk_model *from = load(base), *to = after_projection("bounded", 0.9, 100);
+    const double part = forbidden_part(from, to, 0.9);
+    if (part > 1e-4) fail_msg("%g of the change is forbidden", part);
+    tk_model_destroy(from);
+    tk_model_destroy(to);
+}
+
+static void a_version_without_covariances_turns_projection_off(void **state)
+{
+    (void)state;
+    spy s = {.stop_after = -1};
+    const char *bare = fixture_path("bare.safetensors");
+    tk_model *m = load(base);
+    tk_covariance_destroy(m->inputs);
+    m->inputs = NULL;
+    assert_int_equal(tk_model_save(m, bare, NULL), TK_OK);
+    tk_model_destroy(m);
+    tk_setting set[QUICK + 1];
+    memcpy(set, quick, sizeof quick);
+    set[QUICK] = (tk_setting){"covariance", 0};
+    tk_job_opts o = with_validation(job("bare", "projection", &s));
+    o.base = bare;
+    o.set = set;
+    o.n_set = QUICK + 1;
+    tk_job_result r = run(&o);
+    assert_non_null(strstr(s.warning, "projection is off"));
+    m = load(file_in("bare", "candidate.safetensors"));
+    assert_null(m->inputs); /* none was asked for */
+    tk_model_destroy(m);
+    tk_job_result_fini(&r);
 }
 
 static void a_rate_of_a_thousand_falls_back_with_a_reason(void **state)
@@ -450,6 +596,12 @@ static void what_cannot_be_done_is_refused_before_work_begins(void **state)
     assert_int_equal(tk_job_run(&o, &r, &diag), TK_BADARG);
     assert_non_null(strstr(diag.text, "kappa"));
     tk_job_result_fini(&r);
+    o.set = (const tk_setting[]){{"projection", 0.9}, {"batch_norm", 1}};
+    o.n_set = 2;
+    o.base = base;
+    assert_int_equal(tk_job_run(&o, &r, &diag), TK_BADARG);
+    assert_non_null(strstr(diag.text, "batch_norm"));
+    tk_job_result_fini(&r);
     o.n_set = 0;
     o.validations = (const tk_validator_pack[]){{"carol/size", alice_held}};
     o.n_validations = 1;
@@ -477,6 +629,10 @@ int main(void)
         cmocka_unit_test(every_recipe_ends_with_a_sound_candidate),
         cmocka_unit_test(an_interrupted_job_ends_with_the_same_bits),
         cmocka_unit_test(a_damaged_checkpoint_is_not_believed),
+        cmocka_unit_test(an_interrupted_job_with_projection_ends_with_the_same_bits),
+        cmocka_unit_test(projection_keeps_what_old_images_gave),
+        cmocka_unit_test(projection_bounds_every_change_of_the_trunk),
+        cmocka_unit_test(a_version_without_covariances_turns_projection_off),
         cmocka_unit_test(a_rate_of_a_thousand_falls_back_with_a_reason),
         cmocka_unit_test(a_head_without_images_is_judged_by_agreement_and_flagged),
         cmocka_unit_test(a_candidate_is_measured_in_every_precision),

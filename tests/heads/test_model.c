@@ -44,7 +44,19 @@ static tk_model *make(bool with_ewc)
             m->anchor[p->offset + i] = tk_rng_normal(2, t, i);
         }
     }
+    assert_int_equal(tk_covariance_create(&m->inputs, m->trunk, 1 << 16), TK_OK);
+    m->inputs->images = 400;
+    for (size_t i = 0; i < m->inputs->floats; i++)
+        m->inputs->data[i] = tk_rng_uniform(3, 0, i);
     return m;
+}
+
+static void assert_same_inputs(const tk_covariance *a, const tk_covariance *b)
+{
+    assert_true(a && b && a->images == b->images && a->limit == b->limit);
+    assert_int_equal(a->layers, b->layers);
+    assert_int_equal(a->floats, b->floats);
+    assert_memory_equal(a->data, b->data, a->floats * sizeof(float));
 }
 
 static void assert_same_head(const tk_head *a, const tk_head *b)
@@ -145,6 +157,7 @@ static void a_model_survives_the_file(void **state)
     assert_memory_equal(back->fisher, m->fisher, m->trunk->trained * sizeof(float));
     assert_memory_equal(back->anchor, m->anchor, m->trunk->trained * sizeof(float));
     assert_true(back->fisher_scale == m->fisher_scale);
+    assert_same_inputs(back->inputs, m->inputs);
     assert_memory_equal(&back->preproc, &m->preproc, sizeof m->preproc);
     assert_int_equal(back->n_heads, 2);
     for (size_t h = 0; h < 2; h++)
@@ -153,6 +166,7 @@ static void a_model_survives_the_file(void **state)
     assert_int_equal(tk_model_load(&back, path, false, NULL), TK_OK);
     assert_null(back->fisher);
     assert_null(back->anchor);
+    assert_null(back->inputs);
     tk_model_destroy(back);
     tk_model_destroy(m);
 }
@@ -165,6 +179,8 @@ static void a_clone_is_equal_and_independent(void **state)
     for (size_t h = 0; h < 2; h++)
         assert_same_head(copy->heads[h], m->heads[h]);
     assert_memory_equal(copy->fisher, m->fisher, m->trunk->trained * sizeof(float));
+    assert_same_inputs(copy->inputs, m->inputs);
+    assert_ptr_not_equal(copy->inputs->layer[3].c, m->inputs->layer[3].c);
     copy->trunk->data[0] += 1;
     copy->heads[0]->weight[0] += 1;
     assert_true(copy->trunk->data[0] != m->trunk->data[0]);
@@ -294,6 +310,42 @@ static void weights_that_are_not_finite_are_refused(void **state)
     tk_model_destroy(m);
 }
 
+/* Numbers that no covariance has; what is said of it; and a version without any. */
+static void covariances_are_not_believed(void **state)
+{
+    (void)state;
+    const char *path = fixture_path("inputs.safetensors");
+    tk_diag diag;
+    tk_model *m = make(true), *back;
+    tk_covariance *inputs = m->inputs;
+    float *square = &inputs->layer[2].c[2]; /* (1, 1) */
+    const float kept = *square, bad[] = {-1, NAN, INFINITY};
+    for (size_t i = 0; i < 3; i++) {
+        *square = bad[i];
+        assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+        assert_int_equal(tk_model_load(&back, path, true, &diag), TK_BADDATA);
+        assert_null(back);
+        assert_non_null(strstr(diag.text, "inputs.layer1.0.conv2.weight"));
+    }
+    *square = kept;
+    inputs->images = 0;
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, &diag), TK_BADDATA);
+    assert_non_null(strstr(diag.text, "limit and images"));
+    inputs->images = 400;
+    inputs->limit = (size_t)1 << 30; /* of another form than the tensors */
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, &diag), TK_BADDATA);
+    assert_non_null(strstr(diag.text, "wrong shape"));
+    m->inputs = NULL;
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, NULL), TK_OK);
+    assert_null(back->inputs);
+    tk_model_destroy(back);
+    tk_covariance_destroy(inputs);
+    tk_model_destroy(m);
+}
+
 /* Flips in the header (names, shapes, offsets, metadata) and cuts: an error or a sound model, never
  * more. What is read is destroyed again: a sanitizer sees the rest. */
 static void a_damaged_file_is_refused_or_sound(void **state)
@@ -378,6 +430,7 @@ int main(void)
         cmocka_unit_test(an_adapter_of_another_trunk_is_refused),
         cmocka_unit_test(an_adapter_that_is_not_as_the_metadata_says_is_refused),
         cmocka_unit_test(weights_that_are_not_finite_are_refused),
+        cmocka_unit_test(covariances_are_not_believed),
         cmocka_unit_test(a_damaged_file_is_refused_or_sound),
         cmocka_unit_test(running_out_of_memory_anywhere_leaves_nothing),
     };

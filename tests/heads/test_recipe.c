@@ -37,6 +37,8 @@ static void the_missions_recipe_is_distillation_and_consolidation(void **state)
     assert_true(r.kappa > 0 && r.lambda > 0 && r.batch_norm == 0 && r.train_trunk);
     assert_int_equal(tk_recipe_find(&r, "finetune", TK_RESNET20, NULL), TK_OK);
     assert_true(r.kappa == 0 && r.lambda == 0 && r.batch_norm == 1);
+    assert_int_equal(tk_recipe_find(&r, "projection", TK_RESNET20, NULL), TK_OK);
+    assert_true(r.projection > 0 && r.kappa == 0 && r.lambda == 0 && r.batch_norm == 0);
     assert_int_equal(tk_recipe_find(&r, "probe", TK_RESNET20, NULL), TK_OK);
     assert_false(r.train_trunk || r.adapter);
     assert_int_equal(tk_recipe_find(&r, "adapter", TK_RESNET20, NULL), TK_OK);
@@ -72,6 +74,9 @@ static void a_bad_value_is_refused_with_field_limit_and_value(void **state)
         {"views", 65, {"views", "65", "1..64"}},
         {"validation", 0.9, {"validation", "0.9", "0.01..0.5"}},
         {"compute", 2, {"compute", "2 is", "0..1"}},
+        {"projection", (double)NAN, {"projection", "nan", "0..1"}},
+        {"projection", 1.01, {"projection", "1.01", "0..1"}},
+        {"covariance", -1, {"covariance", "-1", "0..1024"}},
         {"kapa", 1, {"kapa", "no such", "hyper-parameter"}},
         {"", 1, {"\"\"", "no such", "hyper-parameter"}},
     };

@@ -6,14 +6,17 @@
  *     adapter.<id>.<s>.weight [r][c_s], .bias [r]  one pair per stage of a head with an adapter
  *     ewc.fisher.<name>, ewc.anchor.<name>  collapsed Fisher and anchor (absent: EWC off)
  *     ewc.share.<id>                      bytes: the head's part of the Fisher (heads/ewc_share.h)
+ *     inputs.<name>                       triangle of the covariance of a convolution's inputs, one
+ *                                         row (absent: projection off)
  *     __metadata__.trunkd                 JSON: format, arch, preprocessing, heads (id, labels,
  *                                         tolerance, best, adapter_rank, precisions), Fisher's
- *                                         scale, int8's ranges
+ *                                         scale, limit and images of the covariances, int8's ranges
  *
  * An `id` is opaque here; who owns a head is the server's business. */
 #ifndef HEADS_MODEL_H
 #define HEADS_MODEL_H
 
+#include "engine/covariance.h"
 #include "engine/image.h"
 #include "engine/net.h"
 #include "engine/precision.h"
@@ -63,6 +66,7 @@ typedef struct tk_model {
     tk_head **heads;
     float *fisher, *anchor; /* [trunk->trained] or NULL both; see heads/ewc.h */
     double fisher_scale;    /* mean of the newest head's raw Fisher, which `fisher` has as 1 */
+    tk_covariance *inputs;  /* of the old tasks' images, or NULL; see heads/projection.h */
     tk_calibration ranges;  /* for int8; no maps: the version was measured in fp32 only */
 } tk_model;
 
@@ -95,7 +99,7 @@ bool tk_model_admits(const tk_model *model, tk_precision precision, const tk_hea
 /* Forgets what was measured, as when the trunk changes. */
 void tk_model_forget_precisions(tk_model *model);
 
-/* `with_ewc` false leaves Fisher and anchor on disk (serving does not need them). */
+/* `with_ewc` false leaves Fisher, anchor and covariances on disk (serving does not need them). */
 TK_MUST tk_err tk_model_load(tk_model **out, const char *path, bool with_ewc, tk_diag *diag);
 /* The metadata alone: a model without trunk, its heads without weights and labels. */
 TK_MUST tk_err tk_model_outline(tk_model **out, const char *path, tk_diag *diag);

@@ -4,11 +4,13 @@
  *     L = CE(new head)
  *       + kappa  * sum over other heads h of  T^2 * KD_T(pseudo-labels of h, current logits of h)
  *       + lambda/2 * sum over trunk parameters j of  F_j (theta_j - anchor_j)^2
- */
+ *
+ * and, with a projection, only such changes of the trunk as leave the old tasks' answers alone. */
 #ifndef HEADS_STEP_H
 #define HEADS_STEP_H
 
 #include "engine/graph.h"
+#include "heads/projection.h"
 #include "heads/pseudo_labels.h"
 #include "heads/recipe.h"
 #include "heads/student.h"
@@ -17,7 +19,7 @@ typedef struct tk_losses {
     double ce;
     double kd;   /* kappa * T^2 * KL: without the teacher's entropy, which nothing can remove */
     double ewc;  /* before the step */
-    double norm; /* of the gradient, before clipping */
+    double norm; /* of the projected gradient, before clipping */
 } tk_losses;
 
 static inline double tk_losses_total(const tk_losses *l)
@@ -35,6 +37,7 @@ typedef struct tk_objective_opts {
     size_t n_old;
     tk_head *const *old;          /* the teacher's heads, in its order */
     const float *fisher, *anchor; /* NULL: no consolidation */
+    tk_projection *projection;    /* NULL: every direction is free */
     tk_augment augment;
     uint64_t seed;
     size_t max_batch, classes, rank; /* the student's */
