@@ -6,6 +6,7 @@
 #include "engine/linear.h"
 #include "engine/mem.h"
 #include "engine/plan.h"
+#include "heads/stack.h"
 
 enum { BATCH = 64 };
 
@@ -96,14 +97,18 @@ static void score(tk_validation *v, size_t image, const float *logits, const uin
 
 typedef struct scratch {
     tk_plan *plan;
-    float *x, *features, *logits;
+    tk_stack stack;
+    float *x, *features, *z, *inputs, *logits;
 } scratch;
 
 static void scratch_fini(scratch *s)
 {
     tk_plan_destroy(s->plan);
+    tk_stack_fini(&s->stack);
     tk_free(s->x);
     tk_free(s->features);
+    tk_free(s->z);
+    tk_free(s->inputs);
     tk_free(s->logits);
 }
 
@@ -114,13 +119,19 @@ static tk_err scratch_init(scratch *s, const tk_params *trunk, const tk_preproc 
     for (size_t h = 0; h < task->n_heads; h++)
         if (task->heads[h]->classes > widest) widest = task->heads[h]->classes;
     *s = (scratch){0};
+    tk_err err = tk_stack_of_heads(&s->stack, trunk->arch, task->n_heads, task->heads);
+    if (err != TK_OK) return tk_fail(diag, err, "validation: out of memory");
+    const tk_side side = tk_stack_side(&s->stack);
     s->x = tk_aligned_calloc((size_t)BATCH * preproc->crop * preproc->crop * 3, sizeof(float));
     s->features = tk_aligned_calloc(BATCH * tk_arch_features(trunk->arch), sizeof(float));
+    s->z = tk_aligned_calloc(BATCH * tk_stack_width(&s->stack) + 1, sizeof(float));
+    s->inputs = tk_aligned_calloc(BATCH * tk_stack_widest(&s->stack), sizeof(float));
     s->logits = tk_aligned_calloc(BATCH * widest, sizeof(float));
-    if (!s->x || !s->features || !s->logits)
+    if (!s->x || !s->features || !s->z || !s->inputs || !s->logits)
         return tk_fail(diag, TK_NOMEM, "validation: out of memory");
-    return tk_plan_create_as(&s->plan, trunk, preproc->crop, BATCH, task->precision, task->ranges,
-                             pool, diag);
+    err = tk_plan_create_as(&s->plan, trunk, preproc->crop, BATCH, task->precision, task->ranges,
+                            pool, diag);
+    return err == TK_OK ? tk_plan_set_side(s->plan, &side, diag) : err;
 }
 
 static void run_batch(const tk_eval_task *task, const scratch *s, size_t first, size_t n,
@@ -128,11 +139,12 @@ static void run_batch(const tk_eval_task *task, const scratch *s, size_t first, 
 {
     const tk_cut cut = {.images = task->images + first};
     tk_canvases_render(task->canvases, &cut, n, s->x, pool);
-    tk_plan_run(s->plan, n, s->x, s->features);
+    tk_plan_run_side(s->plan, n, s->x, s->features, tk_stack_rank(&s->stack) > 0 ? s->z : NULL,
+                     NULL);
     for (size_t h = 0; h < task->n_heads; h++) {
         const tk_head *head = task->heads[h];
-        tk_linear_forward(n, head->features, head->classes, s->features, head->weight, head->bias,
-                          s->logits);
+        const float *in = tk_stack_input(&s->stack, h, n, s->features, s->z, s->inputs);
+        tk_linear_forward(n, head->width, head->classes, in, head->weight, head->bias, s->logits);
         for (size_t i = 0; i < n; i++)
             score(&out[h], first + i, s->logits + i * head->classes, task->truth[h]);
     }

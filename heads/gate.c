@@ -18,16 +18,32 @@ tk_gate_record tk_gate_judge(const tk_validation *before, const tk_validation *a
                              const tk_gate_rule *rule)
 {
     assert(before->n == after->n);
-    const size_t n = before->n;
-    tk_gate_record r = {.head = before->head,
-                        .n = n,
-                        .before = tk_validation_accuracy(before),
-                        .after = tk_validation_accuracy(after),
+    tk_gate_counts counts = {
+        .n = before->n, .right_before = before->correct, .agreement = before->agreement};
+    for (size_t i = 0; i < before->n; i++) {
+        counts.n01 += before->right[i] && !after->right[i];
+        counts.n10 += !before->right[i] && after->right[i];
+    }
+    return tk_gate_judge_counts(before->head, &counts, rule);
+}
+
+tk_gate_record tk_gate_judge_counts(const char *head, const tk_gate_counts *counts,
+                                    const tk_gate_rule *rule)
+{
+    const size_t n = counts->n;
+    assert(counts->right_before <= n && counts->n01 <= counts->right_before &&
+           counts->n10 <= n - counts->right_before);
+    tk_gate_record r = {.head = head,
                         .tolerance = rule->tolerance,
-                        .agreement = before->agreement};
-    for (size_t i = 0; i < n; i++) {
-        r.n01 += before->right[i] && !after->right[i];
-        r.n10 += !before->right[i] && after->right[i];
+                        .sigma = rule->sigma,
+                        .n = n,
+                        .right_before = counts->right_before,
+                        .n01 = counts->n01,
+                        .n10 = counts->n10,
+                        .agreement = counts->agreement};
+    if (n > 0) {
+        r.before = (double)r.right_before / (double)n;
+        r.after = (double)(r.right_before - r.n01 + r.n10) / (double)n;
     }
     r.best = isnan(rule->best) || rule->best < r.before ? r.before : rule->best;
     r.floor = fmin(r.best - rule->tolerance / 100, r.before);
@@ -39,6 +55,30 @@ tk_gate_record tk_gate_judge(const tk_validation *before, const tk_validation *a
     /* A hair of slack: 0.82 - 0.01 and 81/100 are the same number to a person. */
     r.admitted = r.after - rule->sigma * r.se / 100 >= r.floor - 1e-9;
     return r;
+}
+
+tk_gate_record tk_gate_judge_again(const tk_gate_record *r)
+{
+    const tk_gate_counts counts = {.n = r->n,
+                                   .right_before = r->right_before,
+                                   .n01 = r->n01,
+                                   .n10 = r->n10,
+                                   .agreement = r->agreement};
+    const tk_gate_rule rule = {.best = r->best, .tolerance = r->tolerance, .sigma = r->sigma};
+    return tk_gate_judge_counts(r->head, &counts, &rule);
+}
+
+bool tk_gate_same(const tk_gate_record *a, const tk_gate_record *b)
+{
+    const double x[] = {a->best,  a->tolerance, a->sigma, a->before,
+                        a->after, a->floor,     a->drop,  a->se};
+    const double y[] = {b->best,  b->tolerance, b->sigma, b->before,
+                        b->after, b->floor,     b->drop,  b->se};
+    for (size_t i = 0; i < sizeof x / sizeof *x; i++)
+        if (!(fabs(x[i] - y[i]) <= 1e-9)) return false;
+    return a->n == b->n && a->right_before == b->right_before && a->n01 == b->n01 &&
+           a->n10 == b->n10 && a->agreement == b->agreement && a->resolved == b->resolved &&
+           a->admitted == b->admitted;
 }
 
 /* How far above its floor a head is. */

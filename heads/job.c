@@ -17,11 +17,14 @@ static tk_err work(tk__job *j)
 
     tk_err err = tk__job_prepare(j);
     if (err == TK_OK && !r->from_scratch) err = tk__job_probe(j);
+    if (err == TK_OK && tk__job_wants_adapter(j)) err = tk__job_adapter(j);
     if (err == TK_OK) err = tk__job_objective(j);
     if (err != TK_OK) return err;
 
     if (!r->train_trunk) {
-        err = tk__job_keep_probe(j, "the recipe trains the head only");
+        tk__job_enter(j, TK_STAGE_GATE);
+        err = tk__job_keep_apart(j, "the recipe leaves the trunk alone");
+        tk__job_leave(j);
         return err == TK_OK ? tk__job_finish(j) : err;
     }
     tk__job_enter(j, TK_STAGE_TRAIN);
@@ -41,8 +44,10 @@ static tk_err work(tk__job *j)
 tk_err tk_job_run(const tk_job_opts *opts, tk_job_result *result, tk_diag *diag)
 {
     tk_diag own = {0};
-    *result =
-        (tk_job_result){.probe_accuracy = (double)NAN, .joint_accuracy = (double)NAN, .alpha = 1};
+    *result = (tk_job_result){.probe_accuracy = (double)NAN,
+                              .adapter_accuracy = (double)NAN,
+                              .joint_accuracy = (double)NAN,
+                              .alpha = 1};
     tk__job j = {.o = opts, .r = result, .diag = diag ? diag : &own};
     const tk_err err = work(&j);
     if (err == TK_OK) result->after[result->n_others].head = result->head; /* outlives the job */

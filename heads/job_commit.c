@@ -19,7 +19,7 @@ static tk_err judge(tk__job *j, const tk_student *student, char *reason, size_t 
     tk_verdict verdict;
     for (size_t h = 0; h <= j->n_others; h++)
         tk_validation_fini(&j->r->after[h]);
-    const tk_err err = tk__job_validate(j, student, 0, 0, &verdict, j->r->gate, j->r->after);
+    const tk_err err = tk__job_validate(j, student, 0, 0, &verdict, j->r->after);
     if (err != TK_OK) return err;
     *admitted = tk_gate_decide(j->r->gate, j->n_others, reason, size);
     return TK_OK;
@@ -41,7 +41,7 @@ tk_err tk__job_keep_probe(tk__job *j, const char *why)
 /* Joint training did not bring an admissible point: as the job says. */
 static tk_err fall_back(tk__job *j, const char *why)
 {
-    if (j->o->fallback_probe) return tk__job_keep_probe(j, why);
+    if (j->o->fallback_probe) return tk__job_keep_apart(j, why);
     j->r->outcome = TK_OUTCOME_REJECT;
     snprintf(j->r->reason, sizeof j->r->reason, "%s", why);
     return TK_OK; /* the result holds the validation of what is refused */
@@ -63,9 +63,10 @@ tk_err tk__job_decide(tk__job *j, const tk__point *point, bool diverged)
             snprintf(why, sizeof why, "%.80s: %s", cause, gate);
         if (err == TK_OK) err = fall_back(j, why);
     } else if (!r->recipe.from_scratch && j->o->gate && j->o->fallback_probe && j->n_others > 0 &&
-               point->verdict.worth <= r->probe_accuracy) {
+               point->verdict.worth <= tk__job_apart_worth(j)) {
         r->joint_accuracy = point->verdict.worth;
-        err = tk__job_keep_probe(j, "joint training is worth no more than the linear probe");
+        err = tk__job_keep_apart(j,
+                                 "joint training is worth no more than what costs nobody anything");
     } else {
         err = judge(j, &j->now, gate, sizeof gate, &admitted);
         if (err == TK_OK && j->o->gate && !admitted) {

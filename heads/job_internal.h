@@ -17,6 +17,7 @@ typedef struct tk__job {
     struct timespec stage_began;
     size_t train_first_step; /* of this run */
     size_t remarks;          /* logged so far */
+    tk_losses losses;        /* as last told in this stage */
     tk_watch watch;
 
     /* prepared */
@@ -33,9 +34,10 @@ typedef struct tk__job {
     tk_pseudo_labels *pseudo;
 
     /* learnt */
-    tk_student warm; /* base trunk, warm head: the probe */
-    tk_student now;  /* joint training's last point, then the chosen one */
-    tk_student best; /* joint training's best admissible point; zero: none */
+    tk_student warm;    /* base trunk, warm head: the probe */
+    tk_student now;     /* joint training's last point, then the chosen one */
+    tk_student adapted; /* base trunk, head with adapter; zero: none */
+    tk_student best;    /* joint training's best admissible point; zero: none */
     tk_objective *objective;
     tk_validation *scratch; /* [n_others + 1] */
 } tk__job;
@@ -50,6 +52,8 @@ typedef struct tk__point {
 /* job_prepare.c: everything up to the split and the base's validation. */
 TK_MUST tk_err tk__job_prepare(tk__job *j);
 void tk__job_fini(tk__job *j);
+/* The new head, without weights and adapter. */
+TK_MUST tk_err tk__job_make_head(const tk__job *j, tk_head **out);
 /* DIR/name. */
 TK_MUST tk_err tk__job_path(const tk__job *j, const char *name, char *out, size_t size);
 enum { TK__PATH = 4096 };
@@ -65,6 +69,18 @@ TK_MUST tk_err tk__job_train(tk__job *j, tk__point *point);
 /* From the last point towards the base. When it finds a point that is worth more than j->best, that
  * is in j->now and j->best is empty. */
 TK_MUST tk_err tk__job_line_search(tk__job *j, tk__point *point);
+
+/* job_adapter.c */
+/* Does the recipe ask for an adapter, or the policy for its result? */
+bool tk__job_wants_adapter(const tk__job *j);
+/* Trains one, which is then j->adapted unless training diverged at once. */
+TK_MUST tk_err tk__job_adapter(tk__job *j);
+/* j->now as its training begins: the probe, with an adapter that has no say yet. */
+TK_MUST tk_err tk__job_start_adapter(tk__job *j);
+/* Accuracy of the better of adapter and probe, which cost nobody anything. */
+double tk__job_apart_worth(const tk__job *j);
+/* That one is the outcome. */
+TK_MUST tk_err tk__job_keep_apart(tk__job *j, const char *why);
 
 /* job_precisions.c: measures the candidate in every precision, if there is an image to do it with.
  */
@@ -89,9 +105,9 @@ void tk__job_say(tk__job *j, bool warn, const char *fmt, ...) TK_PRINTF(3, 4);
 void tk__job_remark(tk__job *j);
 /* The gate's rule for head `h`, the new one last. */
 tk_gate_rule tk__job_rule(const tk__job *j, size_t h);
-/* Validates all heads at this point, judges it, and tells. `record` [n_others] and `out`
- * [n_others + 1] may be NULL. */
+/* Validates all heads at this point, judges it into r->gate, and tells. `out` [n_others + 1] may be
+ * NULL. */
 TK_MUST tk_err tk__job_validate(tk__job *j, const tk_student *student, size_t step, size_t epoch,
-                                tk_verdict *verdict, tk_gate_record *record, tk_validation *out);
+                                tk_verdict *verdict, tk_validation *out);
 
 #endif

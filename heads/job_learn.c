@@ -3,6 +3,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/mem.h"
 #include "heads/line_search.h"
 #include "heads/warmup.h"
 #include "job_internal.h"
@@ -56,7 +57,7 @@ tk_err tk__job_probe(tk__job *j)
     tk__job_leave(j);
     tk__job_enter(j, TK_STAGE_WARM_UP);
     err = fit_head(j, j->pseudo, j->warm.head);
-    if (err == TK_OK) err = tk__job_validate(j, &j->warm, 0, 0, &verdict, NULL, j->r->after);
+    if (err == TK_OK) err = tk__job_validate(j, &j->warm, 0, 0, &verdict, j->r->after);
     if (err != TK_OK) return err;
     j->r->probe_accuracy = tk_validation_accuracy(&j->r->after[j->n_others]);
     tk__job_leave(j);
@@ -69,7 +70,7 @@ static tk_err validate_point(void *job, const tk_student *student, size_t step, 
                              tk_verdict *verdict, tk_diag *diag)
 {
     (void)diag; /* the job's own */
-    return tk__job_validate(job, student, step, epoch, verdict, NULL, NULL);
+    return tk__job_validate(job, student, step, epoch, verdict, NULL);
 }
 
 static bool is_cancelled(void *job)
@@ -81,6 +82,11 @@ static bool is_cancelled(void *job)
 static void warn(void *job, const char *message)
 {
     tk__job_say(job, true, "%s", message);
+}
+
+static void inform(void *job, const char *message)
+{
+    tk__job_say(job, false, "%s", message);
 }
 
 tk_err tk__job_objective(tk__job *j)
@@ -105,6 +111,7 @@ tk_err tk__job_objective(tk__job *j)
                                     .seed = j->o->seed,
                                     .max_batch = j->r->batch,
                                     .classes = j->r->classes,
+                                    .rank = j->now.rank,
                                     .arch = j->r->arch,
                                     .pool = j->o->pool};
     return tk_objective_create(&j->objective, &opts, j->diag);
@@ -115,6 +122,10 @@ static void take_point(tk__job *j, tk_train_result *t, bool diverged, tk__point 
 {
     j->r->restarts = t->restarts;
     j->r->epochs = t->epochs;
+    j->r->n_trials = t->n_trials;
+    memcpy(j->r->trials, t->trials, sizeof t->trials);
+    j->r->best_epoch = 0;
+    tk_free(j->r->curve);
     j->r->curve = t->curve, t->curve = NULL;
     point->last_admissible =
         !diverged && t->epochs > 0 && j->r->curve[t->epochs - 1].verdict.admissible;
@@ -134,15 +145,23 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
 {
     const tk_recipe *r = &j->r->recipe;
     char checkpoint[TK__PATH];
-    tk_err err = tk__job_path(j, "checkpoint.train", checkpoint, sizeof checkpoint);
+    tk_err err = tk__job_path(j, r->adapter ? "checkpoint.adapter" : "checkpoint.train", checkpoint,
+                              sizeof checkpoint);
     if (err != TK_OK) return err;
-    tk_student_copy_weights(&j->now, &j->warm);
-    if (r->warm_up == 0) tk_student_random_head(&j->now, j->o->seed);
+    if (r->adapter)
+        err = tk__job_start_adapter(j);
+    else
+        tk_student_copy_weights(&j->now, &j->warm);
+    if (err != TK_OK) return err;
+    if (r->warm_up == 0 && !r->adapter) tk_student_random_head(&j->now, j->o->seed);
     const bool distil = r->kappa > 0 && j->n_others > 0;
+    /* without the gate there is no floor to search under */
+    const bool searches = j->o->gate && j->n_others > 0 && (r->kappa > 0 || r->lambda > 0);
     const tk_train_opts opts = {.objective = j->objective,
                                 .recipe = r,
                                 .n_items = j->split.n_train,
                                 .batch = j->r->batch,
+                                .trials = searches ? (size_t)r->trials : 1,
                                 .views = distil ? (size_t)r->views : 0,
                                 .seed = j->o->seed,
                                 .checkpoint = checkpoint,
@@ -151,7 +170,8 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
                                 .cancelled = is_cancelled,
                                 .tick = tk__job_tick,
                                 .validate = validate_point,
-                                .warn = warn};
+                                .warn = warn,
+                                .log = inform};
     tk_train_result t;
     err = tk_train(&opts, &j->now, &t, j->diag);
     if (err == TK_OK || err == TK_DIVERGED) take_point(j, &t, err == TK_DIVERGED, point);
@@ -163,7 +183,7 @@ static tk_err validate_line(void *job, const tk_student *student, size_t point, 
                             tk_diag *diag)
 {
     (void)diag;
-    return tk__job_validate(job, student, point, 0, verdict, NULL, NULL);
+    return tk__job_validate(job, student, point, 0, verdict, NULL);
 }
 
 /* Fits the new head again where the trunk has come to rest, and keeps it if it is the better one.
@@ -180,11 +200,11 @@ static tk_err refit(tk__job *j, tk_verdict *verdict)
     tk_err err = tk__job_path(j, file, path, sizeof path);
     if (err != TK_OK) return err;
     unlink(path); /* of an earlier run */
-    err = tk_student_init(&again, j->now.trunk, j->r->classes);
+    err = tk_student_init(&again, j->now.trunk, j->r->classes, 0);
     if (err != TK_OK) return tk_fail(j->diag, err, "job: %s", tk_err_text(err));
     err = open_views(j, file, &teacher, 0, REFIT_VIEWS, &cache);
     if (err == TK_OK) err = fit_head(j, cache, again.head);
-    if (err == TK_OK) err = tk__job_validate(j, &again, 0, 0, &v, NULL, NULL);
+    if (err == TK_OK) err = tk__job_validate(j, &again, 0, 0, &v, NULL);
     if (err == TK_OK && v.worth > verdict->worth) {
         tk_student_copy_weights(&j->now, &again);
         *verdict = v;
@@ -198,7 +218,7 @@ tk_err tk__job_line_search(tk__job *j, tk__point *point)
 {
     tk_student tuned;
     tk_line_search_result result;
-    tk_err err = tk_student_init(&tuned, j->now.trunk, j->r->classes);
+    tk_err err = tk_student_init(&tuned, j->now.trunk, j->r->classes, 0);
     if (err != TK_OK) return tk_fail(j->diag, err, "job: %s", tk_err_text(err));
     tk_student_copy_weights(&tuned, &j->now);
     tk__job_enter(j, TK_STAGE_LINE_SEARCH);

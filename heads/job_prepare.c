@@ -35,6 +35,8 @@ static tk_err resolve_recipe(tk__job *j)
     for (size_t i = 0; i < j->o->n_set && err == TK_OK; i++)
         err = tk_recipe_set(recipe, j->o->set[i].name, j->o->set[i].value, j->diag);
     if (err != TK_OK) return err;
+    if (recipe->policy == TK_POLICY_ADAPTER || recipe->policy == TK_POLICY_PROBE)
+        *recipe = tk_recipe_apart(recipe, recipe->policy == TK_POLICY_ADAPTER);
     size_t others = j->base->n_heads;
     if (tk_model_head(j->base, j->o->head)) others--;
     if (recipe->from_scratch && others > 0)
@@ -129,17 +131,25 @@ static tk_err split_data(tk__job *j)
     return find_majority(j);
 }
 
-static tk_err make_head(tk__job *j)
+tk_err tk__job_make_head(const tk__job *j, tk_head **out)
 {
+    *out = NULL;
     const char **names = tk_calloc(j->r->classes, sizeof *names);
     if (!names) return tk_fail(j->diag, TK_NOMEM, "job: out of memory");
     for (size_t l = 0; l < j->r->classes; l++)
         names[l] = tk_pack_label_name(j->pack, (uint32_t)l);
-    const tk_err err = tk_head_create(&j->head, j->o->head, j->r->classes,
-                                      tk_arch_features(j->r->arch), names, j->diag);
+    const tk_err err = tk_head_create(out, j->o->head, j->r->classes, tk_arch_features(j->r->arch),
+                                      names, j->diag);
     tk_free(names);
     if (err != TK_OK) return err == TK_BADARG ? TK_BADDATA : err;
-    j->head->tolerance = j->o->tolerance;
+    (*out)->tolerance = j->o->tolerance;
+    return TK_OK;
+}
+
+static tk_err make_head(tk__job *j)
+{
+    const tk_err err = tk__job_make_head(j, &j->head);
+    if (err != TK_OK) return err;
     j->r->head = tk_strdup(j->o->head);
     return j->r->head ? TK_OK : tk_fail(j->diag, TK_NOMEM, "job: out of memory");
 }
@@ -184,8 +194,8 @@ static tk_err make_results(tk__job *j)
     tk_err err = r->gate && r->before && r->after && j->scratch ? TK_OK : TK_NOMEM;
     for (size_t h = 0; h < j->n_others && err == TK_OK; h++)
         err = tk_validation_clone(&r->before[h], &tk_validator_before(j->validator)[h]);
-    if (err == TK_OK) err = tk_student_init(&j->warm, j->base->trunk, r->classes);
-    if (err == TK_OK) err = tk_student_init(&j->now, j->base->trunk, r->classes);
+    if (err == TK_OK) err = tk_student_init(&j->warm, j->base->trunk, r->classes, 0);
+    if (err == TK_OK) err = tk_student_init(&j->now, j->base->trunk, r->classes, 0);
     if (err != TK_OK) return tk_fail(j->diag, err, "job: %s", tk_err_text(err));
     return TK_OK;
 }
@@ -210,6 +220,7 @@ void tk__job_fini(tk__job *j)
     tk_objective_destroy(j->objective);
     tk_student_fini(&j->warm);
     tk_student_fini(&j->now);
+    tk_student_fini(&j->adapted);
     tk_student_fini(&j->best);
     tk_pseudo_labels_close(j->pseudo);
     tk_validator_destroy(j->validator);

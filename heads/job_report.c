@@ -7,8 +7,8 @@
 #include "job_internal.h"
 
 static const char *const stage_names[TK_STAGE_COUNT] = {
-    "decode", "pseudo-labels", "warm-up", "train", "line-search",
-    "gate",   "precisions",    "fisher",  "write",
+    "decode",      "pseudo-labels", "warm-up",    "adapter", "train",
+    "line-search", "gate",          "precisions", "fisher",  "write",
 };
 
 const char *tk_stage_name(tk_stage stage)
@@ -33,6 +33,7 @@ static double stage_seconds(const tk__job *j)
 void tk__job_enter(tk__job *j, tk_stage stage)
 {
     j->stage = stage;
+    j->losses = (tk_losses){0};
     j->train_first_step = 0;
     clock_gettime(CLOCK_MONOTONIC, &j->stage_began);
     j->o->progress(j->o->ctx, &(tk_job_progress){.stage = stage, .eta = (double)NAN});
@@ -70,6 +71,7 @@ tk_watch tk__job_watch(tk__job *j)
 void tk__job_tick(void *job, const tk_train_tick *tick)
 {
     tk__job *j = job;
+    j->losses = tick->losses;
     if (j->train_first_step == 0) j->train_first_step = tick->step; /* resumed: not 1 */
     const size_t done = tick->step - j->train_first_step + 1;
     const tk_job_progress p = {.stage = j->stage,
@@ -129,7 +131,7 @@ tk_gate_rule tk__job_rule(const tk__job *j, size_t h)
 
 /* A point is worth the new head's accuracy less every loss of the others: of two points that the
  * gate admits, the one that takes from nobody wins. */
-static tk_verdict judge(const tk__job *j, const tk_validation *now, tk_gate_record *record)
+static tk_verdict judge(tk__job *j, const tk_validation *now)
 {
     const tk_validation *before = tk_validator_before(j->validator);
     const tk_validation *own = &now[j->n_others];
@@ -138,25 +140,47 @@ static tk_verdict judge(const tk__job *j, const tk_validation *now, tk_gate_reco
     if (own->n > 0) v.se = sqrt(accuracy * (1 - accuracy) / (double)own->n);
     for (size_t h = 0; h < j->n_others; h++) {
         const tk_gate_rule rule = tk__job_rule(j, h);
-        const tk_gate_record r = tk_gate_judge(&before[h], &now[h], &rule);
-        v.admissible = v.admissible && r.admitted;
-        v.worth -= fmax(0, r.drop / 100);
-        if (record) record[h] = r;
+        tk_gate_record *r = &j->r->gate[h];
+        *r = tk_gate_judge(&before[h], &now[h], &rule);
+        v.admissible = v.admissible && r->admitted;
+        v.worth -= fmax(0, r->drop / 100);
     }
     return v;
 }
 
+/* While the trunk stays as it is, so do the others: only the new head is measured. What is
+ * committed is measured with all of them. */
+static tk_err validate_new(tk__job *j, const tk_params *trunk, tk_validation *now)
+{
+    const tk_validation *before = tk_validator_before(j->validator);
+    tk_err err = TK_OK;
+    memset(now, 0, (j->n_others + 1) * sizeof *now);
+    for (size_t h = 0; h < j->n_others && err == TK_OK; h++)
+        err = tk_validation_clone(&now[h], &before[h]);
+    if (err == TK_OK)
+        err = tk_validator_run_new(j->validator, trunk, j->head, &now[j->n_others], j->diag);
+    if (err != TK_OK)
+        for (size_t h = 0; h <= j->n_others; h++)
+            tk_validation_fini(&now[h]);
+    return err;
+}
+
 tk_err tk__job_validate(tk__job *j, const tk_student *student, size_t step, size_t epoch,
-                        tk_verdict *verdict, tk_gate_record *record, tk_validation *out)
+                        tk_verdict *verdict, tk_validation *out)
 {
     tk_validation *now = out ? out : j->scratch;
     tk_student_to_head(student, j->head);
-    const tk_err err = tk_validator_run(j->validator, student->trunk, j->head, now, j->diag);
+    const bool untouched = j->stage == TK_STAGE_ADAPTER;
+    const tk_err err = untouched
+                           ? validate_new(j, student->trunk, now)
+                           : tk_validator_run(j->validator, student->trunk, j->head, now, j->diag);
     if (err != TK_OK) return err;
-    *verdict = judge(j, now, record);
+    *verdict = judge(j, now);
     const tk_job_validation v = {.stage = j->stage,
                                  .step = step,
                                  .epoch = epoch,
+                                 .losses = j->losses,
+                                 .gate = j->r->gate,
                                  .n_others = j->n_others,
                                  .before = tk_validator_before(j->validator),
                                  .now = now};

@@ -62,8 +62,11 @@ tk_err tk_head_create(tk_head **out, const char *id, size_t classes, size_t feat
                        features, FEATURES_MAX);
     tk_head *head = tk_calloc(1, sizeof *head);
     if (!head) return tk_fail(diag, TK_NOMEM, "head: out of memory");
-    *head =
-        (tk_head){.classes = classes, .features = features, .tolerance = 1.0, .best = (double)NAN};
+    *head = (tk_head){.classes = classes,
+                      .features = features,
+                      .width = features,
+                      .tolerance = 1.0,
+                      .best = (double)NAN};
     err = fill(head, id, labels, diag);
     if (err != TK_OK) {
         tk_head_destroy(head);
@@ -73,12 +76,49 @@ tk_err tk_head_create(tk_head **out, const char *id, size_t classes, size_t feat
     return TK_OK;
 }
 
+tk_err tk_head_add_adapter(tk_head *head, tk_arch arch, size_t rank, tk_diag *diag)
+{
+    if (head->rank != 0 || rank < 1 || rank > TK_ADAPTER_MAX_RANK ||
+        head->features != tk_arch_features(arch))
+        return tk_fail(diag, TK_BADARG,
+                       "head \"%s\": an adapter of rank %zu on %s; it has none yet, 1..%d are "
+                       "allowed, and its features are the trunk's",
+                       head->id, rank, tk_arch_name(arch), TK_ADAPTER_MAX_RANK);
+    const size_t f = head->features, width = f + tk_arch_stages(arch) * rank;
+    float *adapter = tk_aligned_calloc(tk_side_size(arch, rank), sizeof *adapter);
+    float *weight = tk_aligned_calloc(head->classes * width, sizeof *weight);
+    if (!adapter || !weight) {
+        tk_free(adapter);
+        tk_free(weight);
+        return tk_fail(diag, TK_NOMEM, "head: out of memory");
+    }
+    for (size_t c = 0; c < head->classes; c++)
+        memcpy(weight + c * width, head->weight + c * f, f * sizeof *weight);
+    tk_free(head->weight);
+    head->weight = weight;
+    head->adapter = adapter;
+    head->width = width;
+    head->rank = rank;
+    head->arch = arch;
+    return TK_OK;
+}
+
 tk_err tk_head_clone(tk_head **out, const tk_head *from)
 {
-    const tk_err err = tk_head_create(out, from->id, from->classes, from->features,
-                                      (const char *const *)from->labels, NULL);
+    tk_err err = tk_head_create(out, from->id, from->classes, from->features,
+                                (const char *const *)from->labels, NULL);
+    if (err == TK_OK && from->rank > 0) {
+        err = tk_head_add_adapter(*out, from->arch, from->rank, NULL);
+        if (err != TK_OK) {
+            tk_head_destroy(*out);
+            *out = NULL;
+        }
+    }
     if (err != TK_OK) return err;
-    memcpy((*out)->weight, from->weight, from->classes * from->features * sizeof(float));
+    if (from->rank > 0)
+        memcpy((*out)->adapter, from->adapter,
+               tk_side_size(from->arch, from->rank) * sizeof(float));
+    memcpy((*out)->weight, from->weight, from->classes * from->width * sizeof(float));
     memcpy((*out)->bias, from->bias, from->classes * sizeof(float));
     (*out)->tolerance = from->tolerance;
     (*out)->best = from->best;
@@ -98,6 +138,7 @@ void tk_head_destroy(tk_head *head)
     tk_ewc_share_fini(&head->share);
     tk_free(head->weight);
     tk_free(head->bias);
+    tk_free(head->adapter);
     tk_free(head->id);
     tk_free(head);
 }
@@ -178,6 +219,7 @@ tk_err tk_model_add_head(tk_model *model, tk_head *head)
 {
     if (tk_model_head(model, head->id)) return TK_EXISTS;
     if (head->features != tk_arch_features(model->trunk->arch)) return TK_BADARG;
+    if (head->rank > 0 && head->arch != model->trunk->arch) return TK_BADARG;
     tk_head **heads = tk_realloc(model->heads, (model->n_heads + 1) * sizeof(tk_head *));
     if (!heads) return TK_NOMEM;
     model->heads = heads;

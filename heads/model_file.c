@@ -28,6 +28,8 @@ static json_t *head_to_json(const tk_head *head)
     json_t *o =
         json_pack("{s:s, s:o, s:f, s:o}", "id", head->id, "labels", labels, "tolerance",
                   head->tolerance, "best", isnan(head->best) ? json_null() : json_real(head->best));
+    if (o && head->rank > 0)
+        json_object_set_new(o, "adapter_rank", json_integer((json_int_t)head->rank));
     if (o) tk__checks_to_json(head->checks, o);
     if (o && head->share.n)
         json_object_set_new(o, "share",
@@ -61,6 +63,39 @@ static char *metadata(const tk_model *model)
     return text;
 }
 
+/* Of one stage of an adapter: where it lies, under which name, and its shape. */
+typedef struct stage_part {
+    char weight[TENSOR_NAME], bias[TENSOR_NAME];
+    size_t shape[2]; /* of the weight; the bias has the first */
+    float *data;     /* the weight, then the bias */
+} stage_part;
+
+static stage_part stage_part_of(const tk_head *head, size_t stage)
+{
+    stage_part p = {.shape = {head->rank, tk_arch_channels(head->arch, stage)},
+                    .data = head->adapter + tk_side_at(head->arch, head->rank, stage)};
+    snprintf(p.weight, sizeof p.weight, "adapter.%s.%zu.weight", head->id, stage);
+    snprintf(p.bias, sizeof p.bias, "adapter.%s.%zu.bias", head->id, stage);
+    return p;
+}
+
+static size_t stages_of(const tk_head *head)
+{
+    return head->rank > 0 ? tk_arch_stages(head->arch) : 0;
+}
+
+static tk_err list_adapter(tk_tensor_list *list, const tk_head *head)
+{
+    tk_err err = TK_OK;
+    for (size_t s = 0; s < stages_of(head) && err == TK_OK; s++) {
+        const stage_part p = stage_part_of(head, s);
+        err = tk_tensor_list_add(list, p.weight, 2, p.shape, p.data);
+        if (err == TK_OK)
+            err = tk_tensor_list_add(list, p.bias, 1, p.shape, p.data + p.shape[0] * p.shape[1]);
+    }
+    return err;
+}
+
 static tk_err list_heads(tk_tensor_list *list, const tk_model *model)
 {
     char name[TENSOR_NAME];
@@ -68,10 +103,11 @@ static tk_err list_heads(tk_tensor_list *list, const tk_model *model)
     for (size_t i = 0; i < model->n_heads && err == TK_OK; i++) {
         const tk_head *h = model->heads[i];
         snprintf(name, sizeof name, "head.%s.weight", h->id);
-        err = tk_tensor_list_add(list, name, 2, (size_t[]){h->classes, h->features}, h->weight);
+        err = tk_tensor_list_add(list, name, 2, (size_t[]){h->classes, h->width}, h->weight);
         if (err != TK_OK) break;
         snprintf(name, sizeof name, "head.%s.bias", h->id);
         err = tk_tensor_list_add(list, name, 1, &h->classes, h->bias);
+        if (err == TK_OK) err = list_adapter(list, h);
         if (err != TK_OK || h->share.n == 0) continue;
         snprintf(name, sizeof name, "ewc.share.%s", h->id);
         err = tk_tensor_list_add_u8(list, name, h->share.n, h->share.codes);
@@ -170,7 +206,20 @@ static tk_err read_head_numbers(tk_head *head, const json_t *o, tk_diag *diag)
     return tk__checks_from_json(head->checks, o, diag);
 }
 
-static tk_err make_head(tk_head **out, const json_t *o, size_t features, tk_diag *diag)
+/* 0: the head has no adapter. */
+static tk_err read_rank(const json_t *o, size_t *out, tk_diag *diag)
+{
+    const json_t *rank = json_object_get(o, "adapter_rank");
+    const json_int_t value = json_integer_value(rank);
+    *out = 0;
+    if (!rank) return TK_OK;
+    if (!json_is_integer(rank) || value < 1 || value > TK_ADAPTER_MAX_RANK)
+        return bad(diag, "a head's adapter_rank is not 1..256");
+    *out = (size_t)value;
+    return TK_OK;
+}
+
+static tk_err make_head(tk_head **out, const json_t *o, tk_arch arch, tk_diag *diag)
 {
     const char *id = json_string_value(json_object_get(o, "id"));
     const json_t *labels = json_object_get(o, "labels");
@@ -181,13 +230,28 @@ static tk_err make_head(tk_head **out, const json_t *o, size_t features, tk_diag
     if (!names) return tk_fail(diag, TK_NOMEM, "model: out of memory");
     for (size_t i = 0; i < classes; i++)
         names[i] = json_string_value(json_array_get(labels, i)); /* NULL is refused as empty */
-    tk_err err = tk_head_create(out, id, classes, features, names, diag);
+    size_t rank;
+    tk_err err = tk_head_create(out, id, classes, tk_arch_features(arch), names, diag);
     tk_free(names);
     if (err != TK_OK) return err == TK_BADARG ? TK_BADDATA : err;
-    err = read_head_numbers(*out, o, diag);
+    err = read_rank(o, &rank, diag);
+    if (err == TK_OK && rank > 0) err = tk_head_add_adapter(*out, arch, rank, diag);
+    if (err == TK_OK) err = read_head_numbers(*out, o, diag);
     if (err == TK_OK) return TK_OK;
     tk_head_destroy(*out);
     *out = NULL;
+    return err;
+}
+
+static tk_err read_adapter(const tk_head *head, const tk_tensors *tensors, tk_diag *diag)
+{
+    tk_err err = TK_OK;
+    for (size_t s = 0; s < stages_of(head) && err == TK_OK; s++) {
+        const stage_part p = stage_part_of(head, s);
+        err = read_tensor(tensors, p.weight, 2, p.shape, p.data, diag);
+        if (err == TK_OK)
+            err = read_tensor(tensors, p.bias, 1, p.shape, p.data + p.shape[0] * p.shape[1], diag);
+    }
     return err;
 }
 
@@ -195,15 +259,15 @@ static tk_err read_head(tk_model *model, const json_t *o, const tk_tensors *tens
 {
     char name[TENSOR_NAME];
     tk_head *head;
-    tk_err err = make_head(&head, o, tk_arch_features(model->trunk->arch), diag);
+    tk_err err = make_head(&head, o, model->trunk->arch, diag);
     if (err != TK_OK) return err;
     snprintf(name, sizeof name, "head.%s.weight", head->id);
-    err = read_tensor(tensors, name, 2, (size_t[]){head->classes, head->features}, head->weight,
-                      diag);
+    err = read_tensor(tensors, name, 2, (size_t[]){head->classes, head->width}, head->weight, diag);
     if (err == TK_OK) {
         snprintf(name, sizeof name, "head.%s.bias", head->id);
         err = read_tensor(tensors, name, 1, &head->classes, head->bias, diag);
     }
+    if (err == TK_OK) err = read_adapter(head, tensors, diag);
     if (err == TK_OK) {
         err = tk_model_add_head(model, head);
         if (err == TK_EXISTS) err = TK_BADDATA;
@@ -295,8 +359,9 @@ static tk_err check_count(const tk_model *model, const json_t *heads, const tk_t
         shares += json_object_get(json_array_get(heads, h), "share") != NULL;
     for (size_t i = 0; i < model->trunk->tensors; i++)
         trained += model->trunk->table[i].offset < model->trunk->trained;
-    const size_t want =
-        model->trunk->tensors + 2 * model->n_heads + (ewc ? 2 * trained + shares : 0);
+    size_t want = model->trunk->tensors + 2 * model->n_heads + (ewc ? 2 * trained + shares : 0);
+    for (size_t h = 0; h < model->n_heads; h++)
+        want += 2 * stages_of(model->heads[h]);
     const size_t have = tk_tensors_count(tensors);
     if (have == want) return TK_OK;
     return tk_fail(diag, TK_BADDATA, "the file has %zu tensors, its metadata accounts for %zu",
@@ -379,8 +444,9 @@ static tk_err outline_head(tk_model *model, const json_t *o, tk_diag *diag)
     if (!head) return tk_fail(diag, TK_NOMEM, "model: out of memory");
     model->n_heads++;
     head->id = tk_strdup(id);
-    return head->id ? read_head_numbers(head, o, diag)
-                    : tk_fail(diag, TK_NOMEM, "model: out of memory");
+    if (!head->id) return tk_fail(diag, TK_NOMEM, "model: out of memory");
+    const tk_err err = read_rank(o, &head->rank, diag);
+    return err == TK_OK ? read_head_numbers(head, o, diag) : err;
 }
 
 static tk_err outline(tk_model **out, const json_t *root, tk_diag *diag)

@@ -22,6 +22,7 @@
 #include "engine/linear.h"
 #include "engine/mem.h"
 #include "engine/plan.h"
+#include "heads/stack.h"
 
 enum { HEADER = 64, BATCH = 64, SYNC_SECONDS = 10 };
 
@@ -77,15 +78,19 @@ static tk_err map_file(tk_pseudo_labels *p, const tk_pseudo_labels_opts *opts, t
 typedef struct pass {
     const tk_pseudo_labels_opts *opts;
     tk_plan *plan;
-    float *x, *features, *logits;
+    tk_stack stack;
+    float *x, *features, *z, *inputs, *logits;
     uint32_t images[BATCH], views[BATCH];
 } pass;
 
 static void pass_fini(pass *s)
 {
     tk_plan_destroy(s->plan);
+    tk_stack_fini(&s->stack);
     tk_free(s->x);
     tk_free(s->features);
+    tk_free(s->z);
+    tk_free(s->inputs);
     tk_free(s->logits);
 }
 
@@ -100,11 +105,20 @@ static tk_err pass_init(pass *s, const tk_pseudo_labels *p, const tk_pseudo_labe
     s->x = tk_aligned_calloc((size_t)BATCH * crop * crop * 3, sizeof(float));
     s->features = tk_aligned_calloc(BATCH * p->features, sizeof(float));
     s->logits = tk_aligned_calloc(BATCH * widest, sizeof(float));
-    tk_err err = s->x && s->features && s->logits
-                     ? TK_OK
-                     : tk_fail(diag, TK_NOMEM, "pseudo-labels: out of memory");
+    tk_err err = tk_stack_of_heads(&s->stack, opts->teacher->trunk->arch, opts->n_heads,
+                                   (const tk_head *const *)opts->heads);
+    if (err == TK_OK) {
+        s->z = tk_aligned_calloc(BATCH * tk_stack_width(&s->stack) + 1, sizeof(float));
+        s->inputs = tk_aligned_calloc(BATCH * tk_stack_widest(&s->stack), sizeof(float));
+    }
+    if (!s->x || !s->features || !s->z || !s->inputs || !s->logits)
+        err = tk_fail(diag, TK_NOMEM, "pseudo-labels: out of memory");
     if (err == TK_OK)
         err = tk_plan_create(&s->plan, opts->teacher->trunk, crop, BATCH, opts->pool, diag);
+    if (err == TK_OK) {
+        const tk_side side = tk_stack_side(&s->stack);
+        err = tk_plan_set_side(s->plan, &side, diag);
+    }
     if (err != TK_OK) pass_fini(s);
     return err;
 }
@@ -130,11 +144,12 @@ static void run_batch(tk_pseudo_labels *p, pass *s, size_t first, size_t n)
     }
     const tk_cut cut = {&opts->augment, opts->seed, s->images, s->views};
     tk_canvases_render(opts->canvases, &cut, n, s->x, opts->pool);
-    tk_plan_run(s->plan, n, s->x, s->features);
+    tk_plan_run_side(s->plan, n, s->x, s->features, tk_stack_rank(&s->stack) > 0 ? s->z : NULL,
+                     NULL);
     for (size_t h = 0; h < p->n_heads; h++) {
         const tk_head *head = opts->heads[h];
-        tk_linear_forward(n, p->features, head->classes, s->features, head->weight, head->bias,
-                          s->logits);
+        const float *in = tk_stack_input(&s->stack, h, n, s->features, s->z, s->inputs);
+        tk_linear_forward(n, head->width, head->classes, in, head->weight, head->bias, s->logits);
         put_row_part(p, first, n, p->offsets[h], head->classes, s->logits);
     }
     put_row_part(p, first, n, 0, p->features, s->features);

@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "engine/optim.h"
+#include "heads/model.h"
+#include "heads/search.h"
 
 #define FIELD(name, min, max, whole, help)                                                         \
     {                                                                                              \
@@ -25,11 +27,16 @@ static const tk_recipe_field fields[] = {
     FIELD(rise, 0, 1, false, "part of the steps in which the rate rises linearly"),
     FIELD(smoothing, 0, 0.9, false, "label smoothing of the new head"),
     FIELD(batch_norm, 0, 1, true, "0 frozen statistics, 1 of the batch"),
+    FIELD(compute, 0, 1, true, "0 fp32, 1 bf16 products (fast with AVX512_BF16)"),
     FIELD(warm_up, 0, 10000, true, "passes of the new head over cached features; 0: random head"),
     FIELD(views, 1, 64, true, "augmented views of each image"),
     FIELD(pad, 0, 0.5, false, "random crop: margin, as a part of the crop"),
     FIELD(flip, 0, 1, true, "1: mirror half of the views"),
     FIELD(scale_min, 0.05, 1, false, "smallest area of a random resized crop; 1: off"),
+    FIELD(policy, 0, 3, true,
+          "0 auto: the best of shared trunk, adapter and probe; 1 shared, 2 adapter, 3 probe"),
+    FIELD(adapter_rank, 1, TK_ADAPTER_MAX_RANK, true,
+          "rank of the adapter, in the recipe of that name"),
     FIELD(kappa, 0, 1e4, false, "weight of distillation"),
     FIELD(kappa_sum, 0, 1, true, "0: kappa is shared by the other heads, 1: each has it whole"),
     FIELD(temperature, 0.1, 100, false, "T of distillation"),
@@ -41,6 +48,8 @@ static const tk_recipe_field fields[] = {
     FIELD(validation, 0.01, 0.5, false, "part of each class that is held out"),
     FIELD(validation_max, 1, 100000, true, "most images held out"),
     FIELD(validate_every, 1, 10000, true, "epochs between validations of every head"),
+    FIELD(trials, 1, TK_MAX_TRIALS, true,
+          "strengths of protection tried under the floors, at most"),
     FIELD(line_search, 0, 100, true, "points between new and old trunk; 0: none"),
     FIELD(agreement_slack, 1, 100, false, "tolerances that agreement may fall, without validation"),
     FIELD(gate_sigma, 0, 5, false, "standard errors added to a drop before it is judged"),
@@ -63,15 +72,29 @@ static const tk_recipe base = {
     .pad = 0.125,
     .flip = 1,
     .scale_min = 1,
+    .adapter_rank = 32,
     .temperature = 2,
     .fisher_samples = 400,
     .fisher_gamma = 1,
     .validation = 0.15,
     .validation_max = 1000,
     .validate_every = 1,
+    .trials = 1,
     .line_search = 10,
     .agreement_slack = 5,
 };
+
+tk_recipe tk_recipe_apart(const tk_recipe *recipe, bool adapter)
+{
+    tk_recipe r = *recipe;
+    r.train_trunk = false;
+    r.adapter = adapter;
+    if (adapter) r.rate = 0.2; /* of small new weights: measured */
+    r.kappa = r.lambda = 0;
+    r.trials = 1;
+    r.line_search = 0;
+    return r;
+}
 
 /* The naive way, for contrast: what happens to the old heads when nothing protects them. */
 static void finetune(tk_recipe *r)
@@ -107,8 +130,13 @@ static void kd_ewc(tk_recipe *r)
 
 static void probe(tk_recipe *r)
 {
-    r->train_trunk = false;
-    r->line_search = 0;
+    *r = tk_recipe_apart(r, false);
+}
+
+/* More power than the probe at the same price for the others, which is none. */
+static void adapter(tk_recipe *r)
+{
+    *r = tk_recipe_apart(r, true);
 }
 
 /* Trunk and head from random weights; the first head of a fresh trunk. */
@@ -138,6 +166,8 @@ static const struct {
     {"finetune", finetune, "nothing protects the other heads but the gate"},
     {"finetune-low-lr", finetune_low_lr, "a low rate on the trunk, nothing else"},
     {"probe", probe, "only the new head learns"},
+    {"adapter", adapter,
+     "only the new head learns, with an adapter: low-rank paths beside the trunk"},
     {"scratch", scratch, "a fresh trunk and its first head"},
 };
 enum { RECIPES = sizeof recipes / sizeof *recipes };
@@ -148,7 +178,8 @@ enum { RECIPES = sizeof recipes / sizeof *recipes };
 static void adjust_for_arch(tk_recipe *r, tk_arch arch)
 {
     const bool cifar_stem = arch == TK_RESNET20 || arch == TK_RESNET32 || arch == TK_RESNET56;
-    if (cifar_stem || r->from_scratch || r->batch_norm != 0 || r->rate <= 1e-2) return;
+    if (cifar_stem || r->from_scratch || !r->train_trunk || r->batch_norm != 0 || r->rate <= 1e-2)
+        return;
     r->rate = 1e-2;
     r->steps = 500;
     if (r->kappa > 0 && r->lambda > 0) {

@@ -44,9 +44,8 @@ void tk_train_result_fini(tk_train_result *result)
 typedef struct loop {
     const tk_train_opts *o;
     tk__training t;
-    size_t per_epoch, steps;
-    tk_schedule schedule;
-    uint32_t *order; /* [n_items], of epoch `order_epoch` */
+    size_t per_epoch, steps; /* steps: at most */
+    uint32_t *order;         /* [n_items], of epoch `order_epoch` */
     uint64_t order_epoch;
     uint32_t *views; /* [batch] */
     double guess;    /* the loss of guessing, log(classes) */
@@ -133,14 +132,87 @@ static tk_losses means(const tk__train_state *s, size_t n)
     return (tk_losses){s->sums.ce * by, s->sums.kd * by, s->sums.ewc * by, s->sums.norm * by};
 }
 
-/* The one-standard-error rule (Breiman et al. 1984, section 3.4.3): of the points that chance
- * cannot tell from the highest, the latest, since the rate falls and a high value in the noisy
- * beginning flatters. */
-static bool is_best(tk__train_state *s, const tk_verdict *v)
+/* ---- trials ---- */
+
+static tk_trial *trial_of(loop *l)
+{
+    return &l->t.state.trials[l->t.state.n_trials - 1];
+}
+
+/* A trial that goes on from a trained point needs fewer epochs than one that starts. */
+static size_t trial_epochs(const tk_train_opts *o, size_t trial)
+{
+    const size_t first = tk_train_epochs(o->recipe, o->n_items);
+    return trial == 0 ? first : (first + 1) / 2;
+}
+
+static double rate_of(loop *l)
+{
+    const tk__train_state *s = &l->t.state;
+    const tk_recipe *r = l->o->recipe;
+    const size_t steps = trial_of(l)->epochs * l->per_epoch;
+    const tk_schedule schedule = {.kind = (tk_schedule_kind)r->schedule,
+                                  .base = (float)r->rate,
+                                  .steps = steps,
+                                  .warmup = (size_t)(r->rise * (double)steps)};
+    const size_t step = (size_t)(s->step - s->trial_begin * l->per_epoch);
+    return s->rate_factor * (double)tk_schedule_rate(&schedule, step);
+}
+
+static bool ends_trial(loop *l, size_t epoch)
+{
+    return epoch == l->t.state.trial_begin + trial_of(l)->epochs;
+}
+
+/* Begins the next trial, if there is to be one. */
+static void end_trial(loop *l, size_t epoch)
+{
+    tk__train_state *s = &l->t.state;
+    const size_t n = (size_t)s->n_trials;
+    const double strength = n < l->o->trials ? tk_search_next(s->trials, n) : 0;
+    char message[160];
+    s->finished = strength == 0;
+    if (s->finished) return;
+    snprintf(message, sizeof message, "trial %zu of at most %zu: protection times %.3g, from %s",
+             n + 1, l->o->trials, strength,
+             s->has_best ? "the best admissible point" : "the last point, none being admissible");
+    l->o->log(l->o->ctx, message);
+    s->trials[s->n_trials++] = (tk_trial){.strength = strength, .epochs = trial_epochs(l->o, n)};
+    s->trial_begin = epoch;
+    s->smooth_loss = s->start_loss = 0;
+    if (s->has_best) tk_student_copy_weights(l->t.now, &l->t.best);
+    tk_student_stop(l->t.now);
+}
+
+/* The one-standard-error rule (Breiman et al. 1984, section 3.4.3): of a trial's points that chance
+ * cannot tell from its highest, the latest, since the rate falls and a high value in the noisy
+ * beginning flatters. A later trial must first be worth more than what is kept already. */
+static bool is_best(tk__train_state *s, const tk_trial *t, const tk_verdict *v)
 {
     if (!v->admissible) return false;
-    if (!s->has_best || v->worth > s->top_worth) s->top_worth = v->worth;
+    if (!t->improved) {
+        s->top_worth = v->worth;
+        return !s->has_best || v->worth > s->best_verdict.worth;
+    }
+    if (v->worth > s->top_worth) s->top_worth = v->worth;
     return v->worth >= s->top_worth - v->se;
+}
+
+/* The trial's own best, and the best of all. */
+static void keep_point(loop *l, size_t epoch, const tk_verdict *v)
+{
+    tk__train_state *s = &l->t.state;
+    tk_trial *t = trial_of(l);
+    if (v->admissible && (!t->admissible || v->worth > t->worth)) {
+        t->admissible = true;
+        t->worth = v->worth;
+    }
+    if (!is_best(s, t, v)) return;
+    t->improved = true;
+    s->has_best = 1;
+    s->best_epoch = epoch;
+    s->best_verdict = *v;
+    tk_student_copy_weights(&l->t.best, l->t.now);
 }
 
 static tk_err end_epoch(loop *l, double rate, tk_diag *diag)
@@ -148,20 +220,17 @@ static tk_err end_epoch(loop *l, double rate, tk_diag *diag)
     tk__train_state *s = &l->t.state;
     const size_t epoch = (size_t)(s->step / l->per_epoch); /* 1.. */
     tk_curve_point *point = &l->t.curve[epoch - 1];
-    *point = (tk_curve_point){.losses = means(s, l->per_epoch), .rate = rate};
+    *point = (tk_curve_point){
+        .losses = means(s, l->per_epoch), .rate = rate, .strength = trial_of(l)->strength};
     s->sums = (tk_losses){0};
-    if (epoch % (size_t)l->o->recipe->validate_every == 0 || s->step == l->steps) {
+    if (epoch % (size_t)l->o->recipe->validate_every == 0 || ends_trial(l, epoch)) {
         const tk_err err =
             l->o->validate(l->o->ctx, l->t.now, (size_t)s->step, epoch, &point->verdict, diag);
         if (err != TK_OK) return err;
         point->validated = 1;
-        if (is_best(s, &point->verdict)) {
-            s->has_best = 1;
-            s->best_epoch = epoch;
-            s->best_verdict = point->verdict;
-            tk_student_copy_weights(&l->t.best, l->t.now);
-        }
+        keep_point(l, epoch, &point->verdict);
     }
+    if (ends_trial(l, epoch)) end_trial(l, epoch);
     tk_student_copy_weights(&l->t.good, l->t.now);
     s->good_step = s->step;
     return TK_OK;
@@ -182,18 +251,17 @@ static void tell(const loop *l, size_t in_epoch, double rate)
 static tk_err run(loop *l, tk_diag *diag)
 {
     tk__train_state *s = &l->t.state;
-    while (s->step < l->steps) {
+    while (!s->finished) {
         if (l->o->cancelled(l->o->ctx)) {
             const tk_err err = save(l, diag);
             return err == TK_OK ? TK_CANCELLED : err;
         }
-        const double rate =
-            s->rate_factor * (double)tk_schedule_rate(&l->schedule, (size_t)s->step);
+        const double rate = rate_of(l);
         const uint32_t *items = draw_batch(l);
         tk_losses losses = {0};
         tk_diag cause = {0};
-        tk_err err =
-            tk_step(l->o->objective, l->t.now, l->o->batch, items, l->views, rate, &losses, &cause);
+        tk_err err = tk_step(l->o->objective, l->t.now, l->o->batch, items, l->views, rate,
+                             trial_of(l)->strength, &losses, &cause);
         if (err == TK_DIVERGED || (err == TK_OK && exploded(l, tk_losses_total(&losses)))) {
             err = restart(l, cause.text, diag);
             if (err != TK_OK) return err;
@@ -206,8 +274,7 @@ static tk_err run(loop *l, tk_diag *diag)
         const size_t in_epoch = (size_t)(s->step % l->per_epoch);
         tell(l, in_epoch ? in_epoch : l->per_epoch, rate);
         if (in_epoch == 0) err = end_epoch(l, rate, diag);
-        if (err == TK_OK &&
-            (s->step == l->steps || seconds_since(&l->saved) >= l->o->checkpoint_seconds))
+        if (err == TK_OK && (s->finished || seconds_since(&l->saved) >= l->o->checkpoint_seconds))
             err = save(l, diag);
         if (err != TK_OK) return err;
     }
@@ -225,21 +292,20 @@ static void loop_fini(loop *l)
 
 static tk_err loop_init(loop *l, const tk_train_opts *o, tk_student *student)
 {
-    *l = (loop){.o = o, .t.now = student, .t.epochs = tk_train_epochs(o->recipe, o->n_items)};
+    *l = (loop){.o = o, .t.now = student, .t.epochs = trial_epochs(o, 0)};
+    for (size_t t = 1; t < o->trials; t++)
+        l->t.epochs += trial_epochs(o, t);
     l->per_epoch = o->n_items / o->batch;
     l->steps = l->per_epoch * l->t.epochs;
     l->order_epoch = UINT64_MAX;
     l->guess = log((double)student->classes);
-    l->schedule = (tk_schedule){.kind = (tk_schedule_kind)o->recipe->schedule,
-                                .base = (float)o->recipe->rate,
-                                .steps = l->steps,
-                                .warmup = (size_t)(o->recipe->rise * (double)l->steps)};
     l->order = tk_calloc(o->n_items, sizeof *l->order);
     l->views = tk_calloc(o->batch, sizeof *l->views);
     l->t.curve = tk_calloc(l->t.epochs, sizeof *l->t.curve);
     if (!l->order || !l->views || !l->t.curve) return TK_NOMEM;
-    tk_err err = tk_student_init(&l->t.good, student->trunk, student->classes);
-    if (err == TK_OK) err = tk_student_init(&l->t.best, student->trunk, student->classes);
+    tk_err err = tk_student_init(&l->t.good, student->trunk, student->classes, student->rank);
+    if (err == TK_OK)
+        err = tk_student_init(&l->t.best, student->trunk, student->classes, student->rank);
     return err;
 }
 
@@ -249,13 +315,16 @@ static tk_err begin(loop *l, tk_diag *diag)
 {
     tk_diag why = {0};
     tk_student start;
-    tk_err err = tk_student_init(&start, l->t.now->trunk, l->t.now->classes);
+    tk_err err = tk_student_init(&start, l->t.now->trunk, l->t.now->classes, l->t.now->rank);
     if (err != TK_OK) return tk_fail(diag, err, "training: %s", tk_err_text(err));
     tk_student_copy_weights(&start, l->t.now);
     err = tk__checkpoint_load(&l->t, l->o->checkpoint, &why);
     if (err == TK_NOTFOUND || err == TK_BADDATA) {
         if (err == TK_BADDATA) l->o->warn(l->o->ctx, why.text);
-        l->t.state = (tk__train_state){.rate_factor = 1};
+        l->t.state =
+            (tk__train_state){.rate_factor = 1,
+                              .n_trials = 1,
+                              .trials = {{.strength = 1, .epochs = trial_epochs(l->o, 0)}}};
         memset(l->t.curve, 0, l->t.epochs * sizeof *l->t.curve);
         tk_student_copy_weights(l->t.now, &start);
         tk_student_stop(l->t.now);
@@ -285,7 +354,9 @@ tk_err tk_train(const tk_train_opts *opts, tk_student *student, tk_train_result 
         result->best_verdict = l.t.state.best_verdict;
         result->best_epoch = (size_t)l.t.state.best_epoch;
         result->restarts = (size_t)l.t.state.restarts;
-        result->epochs = l.t.epochs;
+        result->epochs = (size_t)(l.t.state.step / l.per_epoch);
+        result->n_trials = (size_t)l.t.state.n_trials;
+        memcpy(result->trials, l.t.state.trials, sizeof result->trials);
         result->curve = l.t.curve, l.t.curve = NULL;
         result->best = l.t.best, l.t.best = (tk_student){0};
     }

@@ -10,10 +10,14 @@ typedef struct tk__train_state {
     uint64_t good_step; /* the step that `good` stands at */
     uint64_t restarts;
     uint64_t has_best, best_epoch;
+    uint64_t finished;    /* no further trial */
+    uint64_t trial_begin; /* the epoch (0..) with which the trial at work began */
+    uint64_t n_trials;    /* of `trials`, the one at work among them */
+    tk_trial trials[TK_MAX_TRIALS];
     double rate_factor; /* halved by every restart */
     double start_loss;  /* of the first step; 0: not known yet */
     double smooth_loss; /* running mean that the guard watches */
-    double top_worth;   /* the highest of an admissible point */
+    double top_worth;   /* the highest of an admissible point of the trial */
     tk_losses sums;     /* over the epoch so far */
     tk_verdict best_verdict;
 } tk__train_state;
@@ -22,7 +26,7 @@ typedef struct tk__training {
     tk__train_state state;
     tk_student *now;       /* borrowed */
     tk_student good, best; /* good: the end of the last sound epoch */
-    size_t epochs;
+    size_t epochs;         /* of all trials, at most */
     tk_curve_point *curve; /* [epochs] */
 } tk__training;
 

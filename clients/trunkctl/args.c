@@ -196,3 +196,15 @@ void tk__list_free_deep(tk__list *list)
         free(list->items[i]);
     tk__list_free(list);
 }
+
+int tk__args_parse_id(tk__ctl *ctl, const tk__cmd *cmd, const tk__opt *opts, size_t n_opts,
+                      int argc, char **argv, uint64_t *id)
+{
+    tk__list rest;
+    int code = tk__args_parse(ctl, cmd, opts, n_opts, argc, argv, &rest, 1, 1);
+    if (code != TK__GO) return code;
+    if (!tk__parse_u64(rest.items[0], id))
+        code = tk__usage(cmd, "\"%s\" is not a job's number", rest.items[0]);
+    tk__list_free(&rest);
+    return code;
+}

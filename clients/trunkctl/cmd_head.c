@@ -110,14 +110,24 @@ static void print_validations(const Trunkd__V1__GetValidationResponse *answer, b
 
 int tk__cmd_validation(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
-    bool history = false, classes = false;
+    bool history = false, classes = false, csv = false;
     const tk__opt opts[] = {
-        {"history", 0, TK__FLAG, &history, NULL, "at every version, not only the current one"},
+        {"history", 0, TK__FLAG, &history, NULL,
+         "after every version, with what it says about forgetting"},
+        {"csv", 0, TK__FLAG, &csv, NULL, "with --history: a line per version and head"},
         {"classes", 0, TK__FLAG, &classes, NULL, "by class"},
     };
     tk__list rest;
-    const int code = tk__args_parse(ctl, cmd, opts, 2, argc, argv, &rest, 0, SIZE_MAX);
+    int code = tk__args_parse(ctl, cmd, opts, 3, argc, argv, &rest, 0, SIZE_MAX);
     if (code != TK__GO) return code;
+    if (csv && (!history || classes || ctl->json))
+        code = tk__usage(cmd, "--csv goes with --history, and without --classes and --json");
+    else if (history && !classes)
+        code = tk__history(ctl, &rest, csv);
+    if (code != TK__GO) {
+        tk__list_free(&rest);
+        return code;
+    }
     Trunkd__V1__GetValidationRequest request;
     trunkd__v1__get_validation_request__init(&request);
     request.n_heads = rest.n;

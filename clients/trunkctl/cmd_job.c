@@ -20,44 +20,62 @@ static int parse_setting(const tk__cmd *cmd, char *text, Trunkd__V1__Setting *ou
     return TK__GO;
 }
 
-/* Words of an option that has few: sets *out to the word's place in `words`. */
-static int parse_word(const tk__cmd *cmd, const char *option, const char *given,
-                      const char *const words[2], int *out)
+/* Words of an option that has few, "a|b|c": sets *out to the given word's place. */
+static int parse_word(const tk__cmd *cmd, const char *option, const char *given, const char *words,
+                      int *out)
 {
-    for (int i = 0; given && i < 2; i++)
-        if (strcmp(given, words[i]) == 0) {
-            *out = i;
+    if (!given) return TK__GO;
+    const size_t size = strlen(given);
+    int place = 0;
+    for (const char *w = words; w; place++) {
+        const char *end = strchr(w, '|');
+        const size_t n = end ? (size_t)(end - w) : strlen(w);
+        if (n == size && memcmp(w, given, n) == 0) {
+            *out = place;
             return TK__GO;
         }
-    return given ? tk__usage(cmd, "--%s %s: expected %s or %s", option, given, words[0], words[1])
-                 : TK__GO;
+        w = end ? end + 1 : NULL;
+    }
+    return tk__usage(cmd, "--%s %s: expected %s", option, given, words);
 }
 
 typedef struct finetune {
-    const char *head, *recipe, *fallback, *retention;
+    const char *head, *recipe, *policy, *fallback, *retention;
     uint64_t data, seed;
     double tolerance;
     bool watch;
     tk__list set;
 } finetune;
 
-/* Submits and prints or watches. `settings` has room for all of given->set. */
+#define POLICIES   "auto|shared|adapter|probe"
+#define FALLBACKS  "probe|reject"
+#define RETENTIONS "validation|nothing"
+
+/* Submits and prints or watches. `settings` has room for all of given->set and the policy. */
 static int submit(tk__ctl *ctl, const tk__cmd *cmd, const finetune *given,
                   Trunkd__V1__Setting *settings, Trunkd__V1__Setting **pointers)
 {
-    static const char *const fallbacks[] = {"probe", "reject"}, *const retentions[] = {"validation",
-                                                                                       "nothing"};
     Trunkd__V1__SubmitJobRequest request;
     trunkd__v1__submit_job_request__init(&request);
-    int fallback = 0, retention = 0;
-    int code = parse_word(cmd, "fallback", given->fallback, fallbacks, &fallback);
+    char policy_name[] = "policy";
+    int policy = 0, fallback = 0, retention = 0;
+    size_t n = given->set.n;
+    int code = parse_word(cmd, "fallback", given->fallback, FALLBACKS, &fallback);
+    if (code == TK__GO) code = parse_word(cmd, "policy", given->policy, POLICIES, &policy);
     if (code == TK__GO)
-        code = parse_word(cmd, "retention", given->retention, retentions, &retention);
+        code = parse_word(cmd, "retention", given->retention, RETENTIONS, &retention);
     for (size_t i = 0; i < given->set.n && code == TK__GO; i++) {
         code = parse_setting(cmd, given->set.items[i], &settings[i]);
         pointers[i] = &settings[i];
     }
     if (code != TK__GO) return code;
+    if (given->policy) { /* a setting of the recipe, by its number */
+        trunkd__v1__setting__init(&settings[n]);
+        settings[n].name = policy_name;
+        settings[n].value = policy;
+        pointers[n] = &settings[n];
+        n++;
+    }
     char *head = tk__copy(given->head), *recipe = tk__copy(given->recipe ? given->recipe : "");
     request.head = head;
     request.recipe = recipe;
@@ -66,7 +84,7 @@ static int submit(tk__ctl *ctl, const tk__cmd *cmd, const finetune *given,
     request.tolerance = given->tolerance;
     request.fallback = (Trunkd__V1__Fallback)fallback;
     request.retention = (Trunkd__V1__Retention)retention;
-    request.n_set = given->set.n;
+    request.n_set = n;
     request.set = pointers;
     if (given->watch) tk__stop_begin();
     Trunkd__V1__Job *job =
@@ -103,9 +121,11 @@ int tk__cmd_finetune(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
         {"recipe", 'r', TK__TEXT, &given.recipe, "NAME", "the training objective"},
         {"set", 0, TK__MANY, &given.set, "NAME=NUMBER",
          "override a setting of the recipe (repeat for more)"},
-        {"fallback", 0, TK__TEXT, &given.fallback, "probe|reject",
+        {"policy", 0, TK__TEXT, &given.policy, POLICIES,
+         "where the head may live (default auto: whichever held-out images favour)"},
+        {"fallback", 0, TK__TEXT, &given.fallback, FALLBACKS,
          "when other heads would fall: a probe, or nothing"},
-        {"retention", 0, TK__TEXT, &given.retention, "validation|nothing",
+        {"retention", 0, TK__TEXT, &given.retention, RETENTIONS,
          "what the server keeps of the images"},
         {"tolerance", 0, TK__REAL, &given.tolerance, "POINTS",
          "how far later jobs may let this head fall (default 1)"},
@@ -120,8 +140,8 @@ int tk__cmd_finetune(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
     if (code == TK__GO && given.tolerance < 0)
         code = tk__usage(cmd, "--tolerance is a number of points, 0 or more");
     if (code == TK__GO) {
-        Trunkd__V1__Setting *settings = tk__alloc(given.set.n, sizeof(*settings));
-        Trunkd__V1__Setting **pointers = tk__alloc(given.set.n, sizeof(Trunkd__V1__Setting *));
+        Trunkd__V1__Setting *settings = tk__alloc(given.set.n + 1, sizeof(*settings));
+        Trunkd__V1__Setting **pointers = tk__alloc(given.set.n + 1, sizeof(Trunkd__V1__Setting *));
         code = submit(ctl, cmd, &given, settings, pointers);
         free(settings);
         free(pointers);
@@ -175,18 +195,6 @@ int tk__cmd_job_list(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
     return TK__DONE;
 }
 
-/* Parses "ID" as the only argument. TK__GO or an exit code. */
-static int parse_id(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv, uint64_t *id)
-{
-    tk__list rest;
-    int code = tk__args_parse(ctl, cmd, NULL, 0, argc, argv, &rest, 1, 1);
-    if (code != TK__GO) return code;
-    if (!tk__parse_u64(rest.items[0], id))
-        code = tk__usage(cmd, "\"%s\" is not a job's number", rest.items[0]);
-    tk__list_free(&rest);
-    return code;
-}
-
 static void print_job(const Trunkd__V1__Job *job)
 {
     char buf[32];
@@ -234,7 +242,7 @@ int tk__cmd_job_get(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
     Trunkd__V1__GetJobRequest request;
     trunkd__v1__get_job_request__init(&request);
-    const int code = parse_id(ctl, cmd, argc, argv, &request.id);
+    const int code = tk__args_parse_id(ctl, cmd, NULL, 0, argc, argv, &request.id);
     if (code != TK__GO) return code;
     return job_answer(
         ctl, tk__call(ctl, "/trunkd.v1.Jobs/Get", &request.base, &trunkd__v1__job__descriptor));
@@ -244,7 +252,7 @@ int tk__cmd_job_cancel(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
     Trunkd__V1__CancelJobRequest request;
     trunkd__v1__cancel_job_request__init(&request);
-    const int code = parse_id(ctl, cmd, argc, argv, &request.id);
+    const int code = tk__args_parse_id(ctl, cmd, NULL, 0, argc, argv, &request.id);
     if (code != TK__GO) return code;
     return job_answer(
         ctl, tk__call(ctl, "/trunkd.v1.Jobs/Cancel", &request.base, &trunkd__v1__job__descriptor));
@@ -253,7 +261,7 @@ int tk__cmd_job_cancel(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 int tk__cmd_job_watch(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
     uint64_t id = 0;
-    const int code = parse_id(ctl, cmd, argc, argv, &id);
+    const int code = tk__args_parse_id(ctl, cmd, NULL, 0, argc, argv, &id);
     if (code != TK__GO) return code;
     tk__stop_begin();
     return tk__watch(ctl, id);

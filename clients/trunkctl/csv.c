@@ -140,3 +140,17 @@ void tk__csv_close(tk__csv *csv)
     csv->starts = NULL;
     csv->text = NULL;
 }
+
+void tk__csv_put(FILE *out, const char *text)
+{
+    if (!strpbrk(text, ",\"\r\n")) {
+        fputs(text, out);
+        return;
+    }
+    putc('"', out);
+    for (; *text; text++) {
+        if (*text == '"') putc('"', out);
+        putc(*text, out);
+    }
+    putc('"', out);
+}

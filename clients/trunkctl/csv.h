@@ -29,4 +29,7 @@ bool tk__csv_next(tk__csv *csv);
 int tk__csv_column(const tk__csv *csv, const char *name);
 void tk__csv_close(tk__csv *csv);
 
+/* Writes one field, quoted when it must be. */
+void tk__csv_put(FILE *out, const char *text);
+
 #endif

@@ -62,6 +62,9 @@ enum { TK__GO = -1 };
  */
 int tk__args_parse(tk__ctl *ctl, const tk__cmd *cmd, const tk__opt *opts, size_t n_opts, int argc,
                    char **argv, tk__list *rest, size_t min, size_t max);
+/* The same for a command whose only argument is the number of a job. */
+int tk__args_parse_id(tk__ctl *ctl, const tk__cmd *cmd, const tk__opt *opts, size_t n_opts,
+                      int argc, char **argv, uint64_t *id);
 void tk__list_add(tk__list *list, char *item); /* borrows it */
 void tk__list_free(tk__list *list);
 /* "a,b" -> two items, allocated; free the list with tk__list_free_deep(). Empty items are left out.
@@ -110,10 +113,14 @@ int tk__cmd_finetune(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_job_list(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_job_get(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_job_watch(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
+int tk__cmd_job_curves(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
+int tk__cmd_gate_explain(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_job_cancel(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_heads(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_head_delete(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_validation(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
+/* validation --history */
+int tk__history(tk__ctl *ctl, const tk__list *heads, bool csv);
 int tk__cmd_tenant_create(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_tenant_list(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_tenant_delete(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);

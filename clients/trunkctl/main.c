@@ -56,8 +56,8 @@ static const tk__cmd commands[] = {
      "  trunkctl finetune --head colour --data 2 --watch\n"
      "  trunkctl finetune --head colour --data 2 --recipe kd --set kappa=2 --set epochs=12\n"
      "  trunkctl finetune --head colour --data 2 --fallback reject --retention nothing\n\n"
-     "Recipes: kd+ewc (default), kd, ewc, finetune, finetune-low-lr, probe, and scratch for a "
-     "fresh trunk.",
+     "Recipes: kd+ewc (default), kd, ewc, finetune, finetune-low-lr, probe, adapter, and "
+     "scratch for a fresh trunk.",
      tk__cmd_finetune},
     {"job list", "", "your jobs, newest first", "  trunkctl job list --limit 5", tk__cmd_job_list},
     {"job get", "ID", "one job: state, settings, every head",
@@ -68,6 +68,43 @@ static const tk__cmd commands[] = {
      "job. The exit code is 0 when the job has committed.\n\n  trunkctl job watch 2",
      tk__cmd_job_watch},
     {"job cancel", "ID", "stop a job", "  trunkctl job cancel 2", tk__cmd_job_cancel},
+    {"job curves", "ID", "every evaluation of every head during a job",
+     "Each head is measured at a cadence while a job trains (--set validate_every). FLOOR is what "
+     "the "
+     "gate asks\n"
+     "for; losses are means over the epoch that ends there. A resumed job has each evaluation "
+     "once.\n\n"
+     "  trunkctl job curves 2\n"
+     "  trunkctl job curves 2 --csv > curves.csv     "
+     "step,epoch,stage,head,images,measured_as,value,"
+     "floor,losses\n"
+     "  trunkctl job curves 2 --svg curves.svg       a chart for the browser",
+     tk__cmd_job_curves},
+    {"gate explain", "JOB", "why the gate decided as it did, and whether it would again",
+     "Each job that trained to its end leaves a decision: the files before and after (sha256), and "
+     "for "
+     "every\n"
+     "existing head the rule and the counts. LOST are held-out images that were right before and "
+     "are "
+     "wrong now, WON\n"
+     "the other way round; CHANGE and +- (its standard error) are points on the same images. FLOOR "
+     "is "
+     "the best\n"
+     "committed accuracy less what the head MAY FALL, but never above BEFORE; a head is admitted "
+     "when "
+     "AFTER less\n"
+     "SIGMA standard errors reaches it (finetune --set gate_sigma=1). Floors hold on the held-out "
+     "images.\n\n"
+     "A decision is written in the transaction that ends the job, and nothing can change it. The "
+     "server judges it\n"
+     "again from rule and counts each time it is asked; the exit code is 1 when it does not come "
+     "out "
+     "the same.\n\n"
+     "  trunkctl gate explain 2\n"
+     "  trunkctl gate explain 2 --json\n\n"
+     "From images, where the owner kept them: trunkd-trainer eval measures any exported version on "
+     "any pack.",
+     tk__cmd_gate_explain},
     {"heads", "", "your heads at the current version",
      "An admin sees every tenant's.\n\n  trunkctl heads\n  trunkctl heads --json", tk__cmd_heads},
     {"head delete", "NAME", "delete a head, for good", "  trunkctl head delete colour",
@@ -77,8 +114,16 @@ static const tk__cmd commands[] = {
      "version.\n\n"
      "  trunkctl validation\n"
      "  trunkctl validation colour --classes        by class\n"
-     "  trunkctl validation --history               at every version\n"
-     "  trunkctl validation --json                  with the confusion matrix",
+     "  trunkctl validation --history               after every version, and what was forgotten\n"
+     "  trunkctl validation --history --csv         the same as lines: version, head, accuracy, "
+     "...\n"
+     "  trunkctl validation --json                  with the confusion matrix\n\n"
+     "--history prints R, the accuracy of each head after each version, and of it ACC, BWT, "
+     "forgetting and\n"
+     "Min-ACC with their definitions. A head that was trained again begins anew. Numbers by "
+     "agreement "
+     "count in\n"
+     "none of them.",
      tk__cmd_validation},
     {"tenant create", "NAME", "admin: make a tenant and its first token",
      "The token is shown once; the server keeps only its hash.\n\n"

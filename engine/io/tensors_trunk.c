@@ -115,8 +115,8 @@ static bool has(const tk_tensors *tensors, const char *prefix, unsigned stage, u
 tk_err tk_arch_guess(const tk_tensors *tensors, const char *prefix, tk_arch *out, tk_diag *diag)
 {
     *out = TK_RESNET18;
-    unsigned blocks[TK__MAX_STAGES] = {0};
-    for (unsigned s = 0; s < TK__MAX_STAGES; s++) {
+    unsigned blocks[TK_MAX_STAGES] = {0};
+    for (unsigned s = 0; s < TK_MAX_STAGES; s++) {
         while (blocks[s] < 64 && has(tensors, prefix, s + 1, blocks[s], "conv1"))
             blocks[s]++;
     }

@@ -154,14 +154,13 @@ static void matvec(size_t rows, size_t k, const float *restrict w, const float *
     }
 }
 
-static void sgd(size_t n, float *restrict w, float *restrict g, float *restrict v, float lr,
+static void sgd(size_t n, float *restrict w, const float *restrict g, float *restrict v, float lr,
                 float momentum, float decay, bool nesterov)
 {
     for (size_t i = 0; i < n; i++) {
         const float grad = g[i] + decay * w[i];
         const float vel = momentum * v[i] + grad;
         const float step = nesterov ? grad + momentum * vel : vel;
-        g[i] = grad;
         v[i] = vel;
         w[i] -= lr * step;
     }

@@ -44,12 +44,21 @@ enum {
     TK__MAX_C = 2048, /* channels that a normalised input or a Winograd transform may have */
 };
 
+/* How a convolution is computed (net/conv.h). The value of a Winograd way is its tile size. */
+typedef enum tk__conv_way {
+    TK__DIRECT = 0,
+    TK__BY_POSITION = 1,
+    TK__WINOGRAD_2 = 2,
+    TK__WINOGRAD_4 = 4,
+} tk__conv_way;
+
 /* Geometry of a convolution: y[n][oh][ow][oc] from x[n][ih][iw][ic]. Output pixel (oy, ox), tap
  * (ty, tx) reads input pixel (oy * stride + ty - pad_y, ox * stride + tx - pad_x), zero outside. */
 typedef struct tk__conv {
     size_t n, ih, iw, ic, oh, ow, oc, ky, kx, stride;
     ptrdiff_t pad_y, pad_x;
-    size_t winograd; /* 0: computed directly; 2 or 4: by Winograd tiles of this size (net/conv.h) */
+    tk__conv_way way;
+    size_t bf16; /* 1: products of bfloat16 operands with fp32 sums (mixed.h); 0: fp32 */
 } tk__conv;
 
 typedef struct tk__pool_shape {
@@ -150,7 +159,7 @@ typedef struct tk__kernels {
     /* y[r] = sum over k of w[r][k] x[k], + bias[r] unless NULL: one image through a head */
     void (*matvec)(size_t rows, size_t k, const float *w, const float *x, const float *bias,
                    float *y);
-    void (*sgd)(size_t n, float *w, float *g, float *v, float lr, float momentum, float decay,
+    void (*sgd)(size_t n, float *w, const float *g, float *v, float lr, float momentum, float decay,
                 bool nesterov);
 } tk__kernels;
 

@@ -47,7 +47,7 @@ TK__INLINE vec vec_mask(vec dy, vec act)
 }
 
 #include "kernels/norm.h"
-#include "kernels/winograd.h"
+#include "kernels/winograd_fp32.h"
 
 /* Lanes below n of a vector of 8: all ones. */
 TK__INLINE __m256i lane_mask(size_t n)

@@ -1,50 +1,12 @@
 /* The scalar kernels: the oracle that the others are tested against, built without fused
  * multiply-add. */
 #include "kernels/elementwise.h"
-#include "kernels/tile.h"
+#include "kernels/vec_scalar.h"
 
-enum { NR = 16, VL = 1 };
-
-typedef float vec;
-
-TK__INLINE vec vec_set(float v)
-{
-    return v;
-}
-
-TK__INLINE vec vec_load(const float *p)
-{
-    return *p;
-}
-
-TK__INLINE void vec_store(float *p, vec v)
-{
-    *p = v;
-}
-
-TK__INLINE vec vec_fma(vec a, vec b, vec c)
-{
-    return a * b + c;
-}
-
-TK__INLINE vec vec_fnma(vec a, vec b, vec c)
-{
-    return c - a * b;
-}
-
-TK__INLINE vec vec_relu(vec v)
-{
-    return relu_or_nan(v);
-}
-
-/* dy, or 0 where act <= 0 */
-TK__INLINE vec vec_mask(vec dy, vec act)
-{
-    return act <= 0.0f ? 0.0f : dy;
-}
+enum { NR = 16 };
 
 #include "kernels/norm.h"
-#include "kernels/winograd.h"
+#include "kernels/winograd_fp32.h"
 
 /* One row of one panel; the sum of each element runs over k in rising order. */
 static void gemm_row(const tk__gemm *g, size_t i)

@@ -27,8 +27,8 @@ enum {
     TK__U8_ZERO = 128,           /* the byte that stands for 0 in the quantised input image */
 };
 
-/* What a map holds; sums are fp32 and come without an epilogue (bf16 only). A byte q of a u8 map
- * means q * scale; it is made by round(v * inverse). */
+/* What a map holds; sums are fp32 and come without an epilogue but `accumulate` (bf16 only). A byte
+ * q of a u8 map means q * scale; it is made by round(v * inverse). */
 typedef enum tk__lowp_kind { TK__MAP_BF16, TK__MAP_U8, TK__SUMS } tk__lowp_kind;
 
 /* out[m][n] = relu?(a[m][k] b[k][n] * scale + bias + residual). A row of A is `segments` runs of
@@ -38,12 +38,14 @@ typedef struct tk__lowp_gemm {
     const unsigned char *a;       /* run s of row i at a + i * pitch + s * segment_pitch, bytes */
     size_t pitch, segment_pitch;
     const unsigned char *b; /* [segments * steps][n] words */
+    size_t b_pitch;         /* bytes from row to row of b; 0: they lie close */
     const float *scale;     /* [n]; int8 only */
     const float *bias;      /* [n] */
     tk__lowp_kind residual_kind, out_kind;
     const void *residual; /* laid out as out, or NULL */
     float residual_scale, inverse;
-    bool relu; /* -0 becomes 0. u8 output is never negative, with or without */
+    bool accumulate; /* sums only: add to what out holds */
+    bool relu;       /* -0 becomes 0. u8 output is never negative, with or without */
     void *out;
     size_t ldo; /* elements from row to row */
 } tk__lowp_gemm;

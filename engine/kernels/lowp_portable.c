@@ -78,14 +78,17 @@ static void bf16_step(size_t n, const unsigned char *a, const unsigned char *b, 
 
 static void gemm_bf16(const tk__lowp_gemm *g)
 {
+    const size_t row = g->b_pitch != 0 ? g->b_pitch : g->n * 4;
     for (size_t i = 0; i < g->m; i++) {
         float sums[TK__LOWP_NR] = {0};
         const unsigned char *b = g->b, *a = g->a + i * g->pitch;
         for (size_t r = 0; r < g->segments; r++, a += g->segment_pitch)
-            for (size_t s = 0; s < g->steps; s++, b += g->n * 4)
+            for (size_t s = 0; s < g->steps; s++, b += row)
                 bf16_step(g->n, a + 4 * s, b, sums);
+        float *out = (float *)g->out + i * g->ldo;
         if (g->out_kind == TK__SUMS)
-            memcpy((float *)g->out + i * g->ldo, sums, g->n * sizeof *sums);
+            for (size_t j = 0; j < g->n; j++)
+                out[j] = g->accumulate ? out[j] + sums[j] : sums[j];
         else
             finish_row(g, i, sums);
     }

@@ -100,10 +100,15 @@ static void finish(const tk__lowp_gemm *g, size_t i0, size_t mr, lowp_acc sums[T
     }
 }
 
+TK__INLINE void store_sums(const tk__lowp_gemm *g, float *out, __m512 v)
+{
+    _mm512_storeu_ps(out, g->accumulate ? _mm512_add_ps(_mm512_loadu_ps(out), v) : v);
+}
+
 /* Rows i0 .. i0+mr-1. mr and nv are constants at every call: the loops unroll. */
 TK__INLINE void tile(const tk__lowp_gemm *g, size_t i0, size_t mr, size_t nv)
 {
-    const size_t pitch = g->pitch, row = nv * VL * WORD;
+    const size_t pitch = g->pitch, row = g->b_pitch != 0 ? g->b_pitch : nv * VL * WORD;
     const unsigned char *a = g->a + i0 * pitch, *b = g->b;
     lowp_acc acc[MR][2];
     TK__UNROLL
@@ -128,8 +133,8 @@ TK__INLINE void tile(const tk__lowp_gemm *g, size_t i0, size_t mr, size_t nv)
         TK__UNROLL
         for (size_t i = 0; i < mr; i++) {
             float *out = (float *)g->out + (i0 + i) * g->ldo;
-            _mm512_storeu_ps(out, lowp_value(acc[i][0]));
-            if (nv > 1) _mm512_storeu_ps(out + VL, lowp_value(acc[i][1]));
+            store_sums(g, out, lowp_value(acc[i][0]));
+            if (nv > 1) store_sums(g, out + VL, lowp_value(acc[i][1]));
         }
         return;
     }

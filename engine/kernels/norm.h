@@ -33,12 +33,6 @@ TK__INLINE void norm_load(size_t nv, const float *from, vec *v)
         v[k] = from != NULL ? vec_load(from + k * VL) : vec_set(0.0f);
 }
 
-/* An input as tk__input says. */
-TK__INLINE vec norm_input(const vec *scale, const vec *shift, size_t k, vec v)
-{
-    return vec_relu(v * scale[k] + shift[k]);
-}
-
 /* --- forward --- */
 
 TK__INLINE void bn_apply_v(size_t nv, size_t j0, size_t rows, size_t c, const float *u,

@@ -5,9 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "engine/net.h"
-
-enum { TK__MAX_STAGES = 4 };
+#include "engine/side.h"
 
 typedef enum tk__stem {
     TK__STEM_IMAGENET, /* conv1 7x7 stride 2 pad 3, bn1, ReLU, max pool 3x3 stride 2 pad 1 */
@@ -19,8 +17,8 @@ typedef struct tk__arch_desc {
     tk__stem stem;
     bool bottleneck; /* 1x1, 3x3, 1x1 (x4 wide) instead of 3x3, 3x3 */
     unsigned stages;
-    unsigned blocks[TK__MAX_STAGES];
-    size_t width[TK__MAX_STAGES]; /* channels of the 3x3 convolutions; the stem has width[0] */
+    unsigned blocks[TK_MAX_STAGES];
+    size_t width[TK_MAX_STAGES]; /* channels of the 3x3 convolutions; the stem has width[0] */
 } tk__arch_desc;
 
 /* One residual block: y = ReLU(branch(x) + shortcut(x)).

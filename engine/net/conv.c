@@ -5,17 +5,18 @@
 #include <assert.h>
 #include <string.h>
 
+#include "net/positions.h"
 #include "net/winograd.h"
 
 enum {
     BLOCK_ROWS = 168, /* patch rows a task holds: a multiple of every register tile's height */
     BLOCK_K = 256,    /* patch columns it holds: panel and tile then fit the first cache */
     K_PAD = 16,       /* keeps rows off each other's cache sets */
+    ROUND_ROWS = 8,   /* patch rows on their way to bfloat16 */
 };
 
-/* K is cut into blocks of nearly equal size; a function of K only, so that no sum depends on the
- * rest of the batch. */
-static size_t k_block(size_t k)
+/* Blocks of nearly equal size. */
+size_t tk__k_block(size_t k)
 {
     return tk__div_up(tk__div_up(k, tk__div_up(k, BLOCK_K)), TK__LANES) * TK__LANES;
 }
@@ -29,83 +30,133 @@ static size_t pack_size(size_t k, size_t n)
 
 size_t tk__conv_pack_size(const tk__conv *geo)
 {
-    if (geo->winograd != 0) return tk__wino_pack_size(geo->winograd, geo->ic, geo->oc);
+    if (tk__is_winograd(geo->way)) return tk__wino_pack_size(geo->way, geo->ic, geo->oc);
     return pack_size(geo->ky * geo->kx * geo->ic, geo->oc);
 }
 
 size_t tk__conv_dx_pack_size(const tk__conv *geo)
 {
-    if (geo->winograd != 0) return tk__wino_pack_size(geo->winograd, geo->oc, geo->ic);
+    if (tk__is_winograd(geo->way)) return tk__wino_pack_size(geo->way, geo->oc, geo->ic);
     return pack_size(geo->ky * geo->kx * geo->oc, geo->ic);
 }
 
-/* Rows k0.. of a [k][n] matrix, packed. Element (p, j) is src[p * rs + j * cs]. */
+/* A matrix [k][n], packed. */
 typedef struct pack_job {
-    const tk__kernels *kn;
+    const tk__exec *ex;
+    bool bf16; /* rows 2p and 2p + 1 of a tap share words; without scale */
     size_t k, n;
-    size_t taps, rows;    /* k = taps * rows */
-    const float *tap[49]; /* where each tap's rows x n matrix begins */
-    size_t rs, cs;
-    const float *scale; /* [n], or NULL */
+    size_t count, rows; /* k = count of taps * rows */
+    tk__taps taps;
     float *packed;
 } pack_job;
 
-static void pack_straight(const pack_job *job, const float *src, size_t j0, size_t cols,
-                          size_t width, float *out)
+static void pack_straight(const tk__taps *taps, const float *src, size_t rows, size_t j0,
+                          size_t cols, size_t width, float *out)
 {
-    for (size_t p = 0; p < job->rows; p++, out += width) {
-        memcpy(out, src + p * job->rs + j0, cols * sizeof *out);
-        for (size_t j = 0; job->scale != NULL && j < cols; j++)
-            out[j] *= job->scale[j0 + j];
+    for (size_t p = 0; p < rows; p++, out += width) {
+        memcpy(out, src + p * taps->rs, cols * sizeof *out);
+        for (size_t j = 0; taps->scale != NULL && j < cols; j++)
+            out[j] *= taps->scale[j0 + j];
         for (size_t j = cols; j < width; j++)
             out[j] = 0.0f;
     }
 }
 
 /* Columns lie apart, rows beside each other: 16 x 16 at a time, and what is left one by one. */
-static void pack_transposed(const pack_job *job, const float *src, size_t j0, size_t cols,
-                            size_t width, float *out)
+static void pack_transposed(const tk__kernels *kn, const float *src, size_t cs, size_t all,
+                            size_t cols, size_t width, float *out)
 {
-    const size_t rows = job->rows / TK__LANES * TK__LANES, whole = cols / TK__LANES * TK__LANES;
+    const size_t rows = all / TK__LANES * TK__LANES, whole = cols / TK__LANES * TK__LANES;
     for (size_t p = 0; p < rows; p += TK__LANES)
         for (size_t j = 0; j < whole; j += TK__LANES)
-            job->kn->transpose(src + (j0 + j) * job->cs + p, job->cs, out + p * width + j, width);
-    for (size_t p = 0; p < job->rows; p++)
+            kn->transpose(src + j * cs + p, cs, out + p * width + j, width);
+    for (size_t p = 0; p < all; p++)
         for (size_t j = p < rows ? whole : 0; j < width; j++)
-            out[p * width + j] = j < cols ? src[(j0 + j) * job->cs + p] : 0.0f;
+            out[p * width + j] = j < cols ? src[j * cs + p] : 0.0f;
+}
+
+void tk__pack_piece(const tk__kernels *kn, const tk__taps *taps, size_t t, size_t p0, size_t rows,
+                    size_t j0, size_t cols, float *out)
+{
+    const float *src = taps->tap[t] + p0 * taps->rs + j0 * taps->cs;
+    const size_t width = tk__panel_width(kn, cols);
+    if (taps->cs == 1)
+        pack_straight(taps, src, rows, j0, cols, width, out);
+    else
+        pack_transposed(kn, src, taps->cs, rows, cols, width, out);
+}
+
+static void pack_straight_pairs(const pack_job *job, const float *src, size_t cols, uint32_t *out)
+{
+    const size_t rs = job->taps.rs;
+    for (size_t p = 0; p < job->rows; p += 2, out += cols, src += 2 * rs)
+        job->ex->mixed->pair(cols, src, p + 1 < job->rows ? src + rs : NULL, out);
+}
+
+static void pack_transposed_pairs(const pack_job *job, const float *src, size_t cols, uint32_t *out)
+{
+    const size_t cs = job->taps.cs;
+    float block[TK__LANES * TK__LANES];
+    for (size_t p = 0; p < job->rows; p += TK__LANES)
+        for (size_t j = 0; j < cols; j += TK__LANES) {
+            job->ex->kn->transpose(src + j * cs + p, cs, block, TK__LANES);
+            for (size_t r = 0; r < TK__LANES; r += 2)
+                job->ex->mixed->pair(TK__LANES, block + r * TK__LANES, block + (r + 1) * TK__LANES,
+                                     out + (p + r) / 2 * cols + j);
+        }
+}
+
+/* tk__pack_piece() of a whole tap, in words of two rows. */
+static void pack_pairs(const pack_job *job, size_t tap, size_t j0, size_t cols)
+{
+    const float *src = job->taps.tap[tap] + j0 * job->taps.cs;
+    uint32_t *out =
+        (uint32_t *)job->packed + j0 * tk__div_up(job->k, 2) + tap * (job->rows / 2) * cols;
+    assert(job->taps.scale == NULL && (job->count == 1 || job->rows % 2 == 0));
+    if (job->taps.cs == 1)
+        pack_straight_pairs(job, src, cols, out);
+    else
+        pack_transposed_pairs(job, src, cols, out);
 }
 
 static void pack_task(void *ctx, size_t task, size_t thread)
 {
     const pack_job *job = ctx;
     (void)thread;
-    const size_t nr = job->kn->nr, j0 = task / job->taps * nr, tap = task % job->taps;
-    const size_t cols = tk__min_size(nr, job->n - j0), width = tk__panel_width(job->kn, cols);
-    float *out = job->packed + j0 * job->k + tap * job->rows * width;
-    if (job->cs == 1)
-        pack_straight(job, job->tap[tap], j0, cols, width, out);
-    else
-        pack_transposed(job, job->tap[tap], j0, cols, width, out);
+    const size_t nr = tk__conv_nr(job->ex, job->bf16), j0 = task / job->count * nr;
+    const size_t tap = task % job->count, cols = tk__min_size(nr, job->n - j0);
+    if (job->bf16) {
+        pack_pairs(job, tap, j0, cols);
+        return;
+    }
+    tk__pack_piece(job->ex->kn, &job->taps, tap, 0, job->rows, j0, cols,
+                   job->packed + j0 * job->k +
+                       tap * job->rows * tk__panel_width(job->ex->kn, cols));
 }
 
 static void pack_run(const tk__exec *ex, pack_job *job)
 {
-    job->kn = ex->kn;
-    job->k = job->taps * job->rows;
-    tk_pool_run(ex->pool, tk__div_up(job->n, ex->kn->nr) * job->taps, pack_task, job);
+    job->ex = ex;
+    job->k = job->count * job->rows;
+    tk_pool_run(ex->pool, tk__div_up(job->n, tk__conv_nr(ex, job->bf16)) * job->count, pack_task,
+                job);
 }
 
-static void pack_direct(const tk__exec *ex, size_t k, size_t n, const float *w, const float *scale,
-                        float *packed)
+static void pack_direct(const tk__exec *ex, bool bf16, size_t k, size_t n, const float *w,
+                        const float *scale, float *packed)
 {
     /* pieces of K as `taps`, so that narrow matrices are spread over threads too */
     size_t taps = 1;
-    while (taps < 8 && k % (taps * 2) == 0 && k / (taps * 2) >= 64)
+    while (taps < 8 && k % (taps * 4) == 0 && k / (taps * 2) >= 64)
         taps *= 2;
-    pack_job job = {
-        .n = n, .taps = taps, .rows = k / taps, .rs = n, .cs = 1, .scale = scale, .packed = packed};
+    pack_job job = {.bf16 = bf16,
+                    .n = n,
+                    .count = taps,
+                    .rows = k / taps,
+                    .taps = {.rs = n, .cs = 1, .scale = scale},
+                    .packed = packed};
     for (size_t t = 0; t < taps; t++)
-        job.tap[t] = w + t * job.rows * n;
+        job.taps.tap[t] = w + t * job.rows * n;
     pack_run(ex, &job);
 }
 
@@ -117,18 +168,18 @@ static void pack_winograd(const tk__exec *ex, const tk__conv *geo, const float *
     for (size_t t = 0; t < 9; t++)
         tap[t] = w + (turned ? 8 - t : t) * geo->ic * geo->oc;
     if (turned)
-        tk__wino_pack(ex, geo->winograd, geo->oc, geo->ic, tap, 1, geo->oc, scale, packed);
+        tk__wino_pack(ex, geo->bf16, geo->way, geo->oc, geo->ic, tap, 1, geo->oc, scale, packed);
     else
-        tk__wino_pack(ex, geo->winograd, geo->ic, geo->oc, tap, geo->oc, 1, scale, packed);
+        tk__wino_pack(ex, geo->bf16, geo->way, geo->ic, geo->oc, tap, geo->oc, 1, scale, packed);
 }
 
 void tk__conv_pack(const tk__exec *ex, const tk__conv *geo, const float *w, const float *scale,
                    float *packed)
 {
-    if (geo->winograd != 0)
+    if (tk__is_winograd(geo->way))
         pack_winograd(ex, geo, w, scale, false, packed);
     else
-        pack_direct(ex, geo->ky * geo->kx * geo->ic, geo->oc, w, scale, packed);
+        pack_direct(ex, geo->bf16, geo->ky * geo->kx * geo->ic, geo->oc, w, scale, packed);
 }
 
 /* --- forward --- */
@@ -144,7 +195,8 @@ typedef struct conv_state {
 
 size_t tk__conv_block_rows(const tk__conv *geo)
 {
-    if (geo->winograd != 0) return tk__wino_block_rows(geo, geo->winograd);
+    if (tk__is_winograd(geo->way)) return tk__wino_block_rows(geo, geo->way);
+    if (geo->way == TK__BY_POSITION) return tk__positions_block_rows(geo);
     return tk__min_size(geo->n * geo->oh * geo->ow, BLOCK_ROWS);
 }
 
@@ -154,8 +206,9 @@ size_t tk__conv_scratch(const tk__conv *geo)
     const size_t widest = geo->ic > geo->oc ? geo->ic : geo->oc;
     const size_t forward = BLOCK_ROWS * (BLOCK_K + K_PAD + widest), dw = tk__conv_dw_scratch();
     const size_t direct = forward > dw ? forward : dw;
-    const size_t winograd = geo->winograd != 0 ? tk__wino_scratch(geo, geo->winograd) : 0;
-    return direct > winograd ? direct : winograd;
+    if (tk__is_winograd(geo->way)) return tk__max_size(direct, tk__wino_scratch(geo, geo->way));
+    if (geo->way == TK__BY_POSITION) return tk__max_size(direct, tk__positions_scratch(geo));
+    return direct;
 }
 
 /* Adds or copies a block of rows to their places in the finer output. */
@@ -172,6 +225,45 @@ static void scatter(const tk__conv_job *job, const float *rows, size_t m0, size_
         else
             memcpy(to, rows, g->oc * sizeof *to);
     }
+}
+
+/* Patches of bfloat16 numbers, an odd last one filled up with a zero. They take the first half of
+ * their memory; floats pass through the second, a few rows at a time. */
+static void round_patches(const conv_state *s, size_t m0, size_t m1, size_t k0, size_t kc,
+                          float *patches)
+{
+    const size_t pitch = kc + K_PAD;
+    float *strip = patches + (size_t)BLOCK_ROWS / 2 * (BLOCK_K + K_PAD);
+    uint16_t *out = (uint16_t *)patches;
+    for (size_t m = m0; m < m1; m += ROUND_ROWS) {
+        const size_t rows = tk__min_size(ROUND_ROWS, m1 - m);
+        s->ex->kn->im2col(&s->job->geo, &s->job->in, m, rows, k0, kc, strip, pitch);
+        for (size_t r = 0; r < rows; r++, out += pitch + pitch % 2) {
+            s->ex->mixed->lowp->load(kc, strip + r * pitch, 0, out);
+            if (kc % 2 == 1) out[kc] = 0;
+        }
+    }
+}
+
+/* Columns j.. of the block's rows, as far as columns k0.. of the patches go. */
+static void mixed_product(const conv_state *s, const float *patches, size_t rows, size_t k0,
+                          size_t kc, size_t j, float *out)
+{
+    const tk__conv_job *job = s->job;
+    const size_t n = job->geo.oc, width = tk__lowp_width(n - j), pitch = kc + K_PAD;
+    const uint32_t *packed = (const uint32_t *)job->packed;
+    s->ex->mixed->lowp->gemm(&(tk__lowp_gemm){
+        .m = rows,
+        .n = width,
+        .segments = 1,
+        .steps = tk__div_up(kc, 2),
+        .a = (const unsigned char *)patches,
+        .pitch = (pitch + pitch % 2) * sizeof(uint16_t),
+        .b = (const unsigned char *)(packed + j * tk__div_up(s->k, 2) + k0 / 2 * width),
+        .out_kind = TK__SUMS,
+        .accumulate = k0 > 0 || (job->out_step == 0 && job->accumulate),
+        .out = out + j,
+        .ldo = n});
 }
 
 /* What this thread is to copy in after columns k0.. of the task's rows: their next columns, or the
@@ -197,10 +289,11 @@ static void conv_task(void *ctx, size_t task, size_t thread)
     const conv_state *s = ctx;
     const tk__conv_job *job = s->job;
     const tk__kernels *kn = s->ex->kn;
+    const size_t nr = tk__conv_nr(s->ex, job->geo.bf16);
     const size_t n = job->geo.oc, block = task / s->column_tasks;
     const size_t m0 = block * s->rows, m1 = tk__min_size(m0 + s->rows, s->m);
-    const size_t j_begin = task % s->column_tasks * s->panels * kn->nr;
-    const size_t j_end = tk__min_size(j_begin + s->panels * kn->nr, n);
+    const size_t j_begin = task % s->column_tasks * s->panels * nr;
+    const size_t j_end = tk__min_size(j_begin + s->panels * nr, n);
     float *patches = s->ex->scratch + thread * s->ex->scratch_each;
     float *held = patches + (size_t)BLOCK_ROWS * (BLOCK_K + K_PAD);
     const bool direct = job->out_step == 0;
@@ -209,9 +302,15 @@ static void conv_task(void *ctx, size_t task, size_t thread)
     for (size_t k0 = 0; k0 < s->k; k0 += s->kc) {
         const size_t kc = tk__min_size(s->kc, s->k - k0), pitch = kc + K_PAD;
         const bool first = k0 == 0, last = k0 + kc == s->k;
+        if (job->geo.bf16) {
+            round_patches(s, m0, m1, k0, kc, patches);
+            for (size_t j = j_begin; j < j_end; j += nr)
+                mixed_product(s, patches, m1 - m0, k0, kc, j, out);
+            continue;
+        }
         kn->im2col(&job->geo, &job->in, m0, m1 - m0, k0, kc, patches, pitch);
-        for (size_t j = j_begin; j < j_end; j += kn->nr) {
-            const size_t cols = tk__min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
+        for (size_t j = j_begin; j < j_end; j += nr) {
+            const size_t cols = tk__min_size(nr, n - j), width = tk__panel_width(kn, cols);
             tk__gemm g = {.m = m1 - m0,
                           .n = cols,
                           .k = kc,
@@ -228,7 +327,7 @@ static void conv_task(void *ctx, size_t task, size_t thread)
                               last && job->residual != NULL ? job->residual + m0 * n + j : NULL,
                           .relu = last && job->relu,
                           .far = direct && (first || job->residual != NULL)};
-            look_ahead(s, &g, task, k0, (j - j_begin) / kn->nr);
+            look_ahead(s, &g, task, k0, (j - j_begin) / nr);
             kn->gemm(&g);
         }
     }
@@ -240,7 +339,8 @@ static void conv_task(void *ctx, size_t task, size_t thread)
  * patches once per task. Never with `post`, which wants whole rows. */
 static void plan_tasks(conv_state *s)
 {
-    const size_t nr = s->ex->kn->nr, panels = tk__div_up(s->job->geo.oc, nr);
+    const size_t nr = tk__conv_nr(s->ex, s->job->geo.bf16);
+    const size_t panels = tk__div_up(s->job->geo.oc, nr);
     const size_t want = (size_t)4 * tk_pool_threads(s->ex->pool);
     s->rows = tk__conv_block_rows(&s->job->geo);
     s->panels = panels;
@@ -256,14 +356,35 @@ static void plan_tasks(conv_state *s)
 void tk__conv_run(const tk__exec *ex, const tk__conv_job *job)
 {
     const tk__conv *g = &job->geo;
-    if (g->winograd != 0) {
-        tk__wino_run(ex, job, g->winograd);
+    if (tk__is_winograd(g->way)) {
+        tk__wino_run(ex, job, g->way);
+        return;
+    }
+    if (g->way == TK__BY_POSITION) {
+        tk__positions_run(ex, job);
         return;
     }
     conv_state s = {.ex = ex, .job = job, .m = g->n * g->oh * g->ow, .k = g->ky * g->kx * g->ic};
-    s.kc = k_block(s.k);
+    s.kc = tk__k_block(s.k);
     plan_tasks(&s);
     tk_pool_run(ex->pool, tk__div_up(s.m, s.rows) * s.column_tasks, conv_task, &s);
+}
+
+void tk__conv_run_once(const tk__exec *ex, const tk__conv_job *job, const float *w, float *packed)
+{
+    const tk__conv *g = &job->geo;
+    tk__conv_job once = *job;
+    tk__taps taps = {.rs = g->oc, .cs = 1};
+    if (g->way == TK__BY_POSITION) {
+        assert(g->ky * g->kx <= sizeof taps.tap / sizeof *taps.tap);
+        for (size_t t = 0; t < g->ky * g->kx; t++)
+            taps.tap[t] = w + t * g->ic * g->oc;
+        once.taps = &taps;
+    } else {
+        tk__conv_pack(ex, g, w, NULL, packed);
+        once.packed = packed;
+    }
+    tk__conv_run(ex, &once);
 }
 
 /* --- data gradient --- */
@@ -298,13 +419,11 @@ static void dx_phase(const tk__exec *ex, const tk__conv *g, const float *w, cons
     const phase y = phase_of(py, g->ky, s, (size_t)g->pad_y, g->ih);
     const phase x = phase_of(px, g->kx, s, (size_t)g->pad_x, g->iw);
     if (y.taps * x.taps * y.size * x.size == 0) return;
-    pack_job pack = {
-        .n = g->ic, .taps = y.taps * x.taps, .rows = g->oc, .rs = 1, .cs = g->oc, .packed = packed};
+    tk__taps taps = {.rs = 1, .cs = g->oc};
     for (size_t ty = 0; ty < y.taps; ty++)
         for (size_t tx = 0; tx < x.taps; tx++)
-            pack.tap[ty * x.taps + tx] =
+            taps.tap[ty * x.taps + tx] =
                 w + ((y.last - ty * s) * g->kx + x.last - tx * s) * g->ic * g->oc;
-    pack_run(ex, &pack);
     tk__conv_job job = {.geo = {.n = g->n,
                                 .ih = g->oh,
                                 .iw = g->ow,
@@ -316,9 +435,10 @@ static void dx_phase(const tk__exec *ex, const tk__conv *g, const float *w, cons
                                 .kx = x.taps,
                                 .stride = 1,
                                 .pad_y = y.pad_out,
-                                .pad_x = x.pad_out},
+                                .pad_x = x.pad_out,
+                                .way = g->way,
+                                .bf16 = g->bf16},
                         .in = {.x = dy},
-                        .packed = packed,
                         .y = dx,
                         .accumulate = accumulate};
     if (s > 1) {
@@ -327,6 +447,18 @@ static void dx_phase(const tk__exec *ex, const tk__conv *g, const float *w, cons
         job.out_x = px;
         job.out_h = g->ih;
         job.out_w = g->iw;
+    }
+    if (g->way == TK__BY_POSITION) {
+        job.taps = &taps;
+    } else {
+        pack_job pack = {.bf16 = g->bf16,
+                         .n = g->ic,
+                         .count = y.taps * x.taps,
+                         .rows = g->oc,
+                         .taps = taps,
+                         .packed = packed};
+        pack_run(ex, &pack);
+        job.packed = packed;
     }
     tk__conv_run(ex, &job);
 }
@@ -347,7 +479,7 @@ static void dx_winograd(const tk__exec *ex, const tk__conv *g, const float *w, c
 void tk__conv_dx(const tk__exec *ex, const tk__conv *g, const float *w, const float *dy, float *dx,
                  bool accumulate, float *packed)
 {
-    if (g->winograd != 0) {
+    if (tk__is_winograd(g->way)) {
         dx_winograd(ex, g, w, dy, dx, accumulate, packed);
         return;
     }

@@ -4,12 +4,14 @@
  * chunk; with several chunks each has its own partial dW, and these are added in order. */
 #include <string.h>
 
+#include "net/positions.h"
 #include "net/winograd.h"
 
 enum {
     SLICE = 224,        /* rows of dW a task owns, at most */
     BLOCK_PIXELS = 256, /* pixels whose patches are held at a time */
     PAD = 16,
+    STRIP = 16, /* pixels on their way to bfloat16, an even number */
 };
 
 typedef struct dw_state {
@@ -20,19 +22,12 @@ typedef struct dw_state {
     float *dw; /* [chunks][k][oc] */
     size_t k, slice, slices;
     size_t pixels, chunk, chunks;
+    size_t most_chunks; /* grows with the number of images, which `chunks` need not */
 } dw_state;
 
 size_t tk__conv_dw_scratch(void)
 {
     return (size_t)BLOCK_PIXELS * (TK__NR_MAX + SLICE + PAD);
-}
-
-/* Grows with the number of images, which the number of chunks in use need not. */
-static size_t chunks_at_most(const dw_state *s)
-{
-    const size_t want = (size_t)4 * tk_pool_threads(s->ex->pool);
-    return tk__min_size(tk__div_up(want, s->slices),
-                        tk__div_up(s->pixels, (size_t)4 * BLOCK_PIXELS));
 }
 
 static dw_state plan(const tk__exec *ex, const tk__conv *geo)
@@ -41,11 +36,67 @@ static dw_state plan(const tk__exec *ex, const tk__conv *geo)
                   .geo = *geo,
                   .k = geo->ky * geo->kx * geo->ic,
                   .pixels = geo->n * geo->oh * geo->ow};
-    s.slice = tk__div_up(s.k, tk__div_up(s.k, SLICE));
-    s.slices = tk__div_up(s.k, s.slice);
-    s.chunk = tk__div_up(s.pixels, chunks_at_most(&s));
+    const size_t threads = tk_pool_threads(ex->pool), want = 4 * threads;
+    s.slices = tk__div_up(s.k, SLICE);
+    s.most_chunks =
+        tk__min_size(tk__div_up(want, s.slices), tk__div_up(s.pixels, (size_t)4 * BLOCK_PIXELS));
+    s.chunk = tk__div_up(s.pixels, s.most_chunks);
     s.chunks = tk__div_up(s.pixels, s.chunk);
+    /* few tasks: narrower slices, until every thread has as many */
+    while (s.slices * s.chunks < want && s.slices * s.chunks % threads != 0 && s.slices < s.k)
+        s.slices++;
+    s.slice = tk__div_up(s.k, s.slices);
+    s.slices = tk__div_up(s.k, s.slice);
     return s;
+}
+
+/* Two pixels a word, as mixed.h says: their patches (in the first half of the memory; floats pass
+ * through the second), and columns j.. of their gradients. */
+static void pair_patches(const dw_state *s, size_t p, size_t count, size_t k0, size_t pitch,
+                         float *patches)
+{
+    float *strip = patches + (size_t)BLOCK_PIXELS / 2 * (SLICE + PAD);
+    uint32_t *out = (uint32_t *)patches;
+    for (size_t q = 0; q < count; q += STRIP) {
+        const size_t rows = tk__min_size(STRIP, count - q);
+        s->ex->kn->im2col(&s->geo, &s->in, p + q, rows, k0, pitch - PAD, strip, pitch);
+        for (size_t r = 0; r < rows; r += 2, out += pitch)
+            s->ex->mixed->pair(pitch - PAD, strip + r * pitch,
+                               r + 1 < rows ? strip + (r + 1) * pitch : NULL, out);
+    }
+}
+
+static void pair_dy(const dw_state *s, size_t p, size_t count, size_t j, size_t width,
+                    uint32_t *out)
+{
+    const size_t n = s->geo.oc;
+    const float *dy = s->dy + p * n + j;
+    for (size_t q = 0; q < count; q += 2, dy += 2 * n, out += width)
+        s->ex->mixed->pair(width, dy, q + 1 < count ? dy + n : NULL, out);
+}
+
+/* accumulate() for some pixels, of bfloat16 operands. */
+static void mixed_accumulate(const dw_state *s, float *panel, float *patches, size_t k0,
+                             size_t rows, size_t p, size_t count, bool more, float *dw)
+{
+    const size_t n = s->geo.oc, pitch = rows + PAD;
+    pair_patches(s, p, count, k0, pitch, patches);
+    for (size_t j = 0; j < n; j += TK__LOWP_NR) {
+        const size_t width = tk__lowp_width(n - j);
+        pair_dy(s, p, count, j, width, (uint32_t *)panel);
+        s->ex->mixed->lowp->gemm(&(tk__lowp_gemm){.m = rows,
+                                                  .n = width,
+                                                  .segments = tk__div_up(count, 2),
+                                                  .steps = 1,
+                                                  .a = (const unsigned char *)patches,
+                                                  .pitch = sizeof *patches,
+                                                  .segment_pitch = pitch * sizeof *patches,
+                                                  .b = (const unsigned char *)panel,
+                                                  .out_kind = TK__SUMS,
+                                                  .accumulate = more,
+                                                  .out = dw + k0 * n + j,
+                                                  .ldo = n});
+    }
 }
 
 /* dw[k0..k1)[oc] (+)= the sum over pixels p0..p1 of patch x dy. */
@@ -59,6 +110,10 @@ static void accumulate(const dw_state *s, size_t thread, size_t k0, size_t k1, s
     const size_t block = tk__div_up(p1 - p0, tk__div_up(p1 - p0, BLOCK_PIXELS));
     for (size_t p = p0; p < p1; p += block) {
         const size_t count = tk__min_size(block, p1 - p);
+        if (s->geo.bf16) {
+            mixed_accumulate(s, panel, patches, k0, rows, p, count, p > p0, dw);
+            continue;
+        }
         kn->im2col(&s->geo, &s->in, p, count, k0, rows, patches, pitch);
         for (size_t j = 0; j < n; j += kn->nr) {
             const size_t cols = tk__min_size(kn->nr, n - j), width = tk__panel_width(kn, cols);
@@ -109,17 +164,20 @@ static void sum_task(void *ctx, size_t task, size_t thread)
 
 size_t tk__conv_partials(const tk__exec *ex, const tk__conv *geo)
 {
-    if (geo->winograd != 0) return tk__wino_partials(ex, geo, geo->winograd);
+    if (tk__is_winograd(geo->way)) return tk__wino_partials(ex, geo, geo->way);
     const dw_state s = plan(ex, geo);
-    const size_t chunks = chunks_at_most(&s);
-    return chunks > 1 ? chunks * s.k * geo->oc : 0;
+    return s.most_chunks > 1 ? s.most_chunks * s.k * geo->oc : 0;
 }
 
 void tk__conv_dw(const tk__exec *ex, const tk__conv *geo, const tk__input *in, const float *dy,
                  float *dw, float *partials)
 {
-    if (geo->winograd != 0) {
-        tk__wino_dw(ex, geo, geo->winograd, in, dy, dw, partials);
+    if (geo->way == TK__BY_POSITION && tk__positions_suit_dw(geo)) {
+        tk__positions_dw(ex, geo, in, dy, dw);
+        return;
+    }
+    if (tk__is_winograd(geo->way)) {
+        tk__wino_dw(ex, geo, geo->way, in, dy, dw, partials);
         return;
     }
     dw_state s = plan(ex, geo);
@@ -159,6 +217,7 @@ void tk__conv_dw_squares(const tk__exec *ex, const tk__conv *geo, const tk__inpu
                          const float *dy, float *one, float *squares)
 {
     squares_state q = {.dw = plan(ex, geo), .squares = squares};
+    q.dw.geo.bf16 = 0;
     q.dw.in = *in;
     q.dw.dy = dy;
     q.dw.dw = one;

@@ -20,6 +20,13 @@ void tk__graph_apply(const tk_graph *g, size_t i)
                  u->residual == TK__NO_MAP ? NULL : g->act[u->residual], u->relu, g->act[u->out]);
 }
 
+void tk__graph_need_map(tk_graph *g, int m)
+{
+    if (!g->remade[m] || g->spare_holds == m) return;
+    tk__graph_apply(g, g->maker[m]);
+    g->spare_holds = m;
+}
+
 /* What follows a block of a unit's convolution while it is in the cache. */
 typedef struct after_conv {
     const tk__kernels *kn;
@@ -79,15 +86,15 @@ static void forward_unit(tk_graph *g, tk_params *params, size_t i)
         use_running(params, u, c, g->mean[i], g->invstd[i]);
         tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], g->scale[i], g->shift[i]);
     }
-    tk__conv_pack(&g->ex, &geo, tk__param_at(params, u->conv), NULL, g->packed);
-    tk__conv_run(&g->ex, &(tk__conv_job){.geo = geo,
-                                         .in = tk__graph_input(g, u->in),
-                                         .packed = g->packed,
-                                         .y = g->pre[i],
-                                         .post = batch       ? after_batch
-                                                 : y != NULL ? after_frozen
-                                                             : NULL,
-                                         .post_ctx = &after});
+    tk__conv_run_once(&g->ex,
+                      &(tk__conv_job){.geo = geo,
+                                      .in = tk__graph_input(g, u->in),
+                                      .y = g->pre[i],
+                                      .post = batch       ? after_batch
+                                              : y != NULL ? after_frozen
+                                                          : NULL,
+                                      .post_ctx = &after},
+                      tk__param_at(params, u->conv), g->packed);
     if (!batch) return;
     merge_statistics(g, params, i, &geo);
     tk__bn_coefficients(c, gamma, beta, g->mean[i], g->invstd[i], g->scale[i], g->shift[i]);
@@ -131,6 +138,8 @@ void tk_graph_forward(tk_graph *graph, tk_params *params, size_t n, const float 
     memcpy(graph->act[TK__INPUT_MAP], x, n * tk__map_floats(&l->map[0]) * sizeof *x);
     for (size_t i = 0; i < l->units; i++) {
         forward_unit(graph, params, i);
+        const int stage = graph->side != NULL ? tk__tap_of(l, l->unit[i].out) : -1;
+        if (stage >= 0) tk__graph_side_forward(graph, (size_t)stage);
         if (!l->unit[i].pool_after) continue;
         const int in = l->unit[i].out;
         const tk__map *a = &l->map[in], *b = &l->map[in + 1];

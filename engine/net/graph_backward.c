@@ -8,7 +8,8 @@
 typedef struct backward {
     tk_graph *g;
     const tk_params *params;
-    float *out; /* grads, or squares */
+    float *out;         /* grads, or squares */
+    const float *dside; /* or NULL */
     bool squares;
     bool reached[TK__MAX_MAPS]; /* has a gradient */
 } backward;
@@ -73,18 +74,13 @@ static void backward_conv(backward *b, size_t i, const float *du)
     b->reached[u->in] = true;
 }
 
-static void need_map(tk_graph *g, int m)
-{
-    if (!g->remade[m] || g->spare_holds == m) return;
-    tk__graph_apply(g, g->maker[m]);
-    g->spare_holds = m;
-}
-
 static void backward_unit(backward *b, size_t i)
 {
     const tk__unit *u = &b->g->layout.unit[i];
-    need_map(b->g, u->in);
-    need_map(b->g, u->out);
+    const int stage = b->dside != NULL ? tk__tap_of(&b->g->layout, u->out) : -1;
+    if (stage >= 0) tk__graph_side_dx(b->g, (size_t)stage, b->dside, gradient(b, u->out));
+    tk__graph_need_map(b->g, u->in);
+    tk__graph_need_map(b->g, u->out);
     float *du = b->g->turns + b->g->branch_at[i];
     backward_norm(b, i, du);
     if (u->residual != TK__NO_MAP) b->reached[u->residual] = true;
@@ -141,6 +137,7 @@ static void backward_avg_pool(backward *b, const float *dfeatures)
 static void run(backward *b, const float *dfeatures)
 {
     assert(b->g->n > 0 && b->params->arch == b->g->arch);
+    assert(b->dside == NULL || b->g->side != NULL);
     backward_avg_pool(b, dfeatures);
     for (size_t i = b->g->layout.units; i-- > 0;) {
         const tk__unit *u = &b->g->layout.unit[i];
@@ -152,7 +149,13 @@ static void run(backward *b, const float *dfeatures)
 void tk_graph_backward(tk_graph *graph, const tk_params *params, const float *dfeatures,
                        float *grads)
 {
-    backward b = {.g = graph, .params = params, .out = grads};
+    tk_graph_backward_through(graph, params, dfeatures, NULL, grads);
+}
+
+void tk_graph_backward_through(tk_graph *graph, const tk_params *params, const float *dfeatures,
+                               const float *dside, float *grads)
+{
+    backward b = {.g = graph, .params = params, .out = grads, .dside = dside};
     run(&b, dfeatures);
     for (size_t t = 0; t < params->tensors; t++) {
         const tk_param *p = &params->table[t];
@@ -163,9 +166,9 @@ void tk_graph_backward(tk_graph *graph, const tk_params *params, const float *df
 }
 
 void tk_graph_backward_squares(tk_graph *graph, const tk_params *params, const float *dfeatures,
-                               float *squares)
+                               const float *dside, float *squares)
 {
     assert(graph->mode == TK_BN_FROZEN);
-    backward b = {.g = graph, .params = params, .out = squares, .squares = true};
+    backward b = {.g = graph, .params = params, .out = squares, .dside = dside, .squares = true};
     run(&b, dfeatures);
 }

@@ -214,7 +214,15 @@ static bool lay_out(tk_graph *g, carver *c)
 tk_err tk_graph_create(tk_graph **out, tk_arch arch, unsigned px, size_t max_batch, tk_pool *pool,
                        tk_diag *diag)
 {
+    return tk_graph_create_as(out, arch, px, max_batch, TK_PRECISION_FP32, pool, diag);
+}
+
+tk_err tk_graph_create_as(tk_graph **out, tk_arch arch, unsigned px, size_t max_batch,
+                          tk_precision precision, tk_pool *pool, tk_diag *diag)
+{
     *out = NULL;
+    if (precision != TK_PRECISION_FP32 && precision != TK_PRECISION_BF16)
+        return tk_fail(diag, TK_BADARG, "a graph trains in fp32 or bf16");
     if (max_batch == 0 || max_batch > UINT16_MAX)
         return tk_fail(diag, TK_BADARG, "batch size %zu is not in 1..%d", max_batch, UINT16_MAX);
     const tk_err err = tk_arch_check_px(arch, px, diag);
@@ -223,8 +231,9 @@ tk_err tk_graph_create(tk_graph **out, tk_arch arch, unsigned px, size_t max_bat
     if (g == NULL) return tk_fail(diag, TK_NOMEM, "no memory for a training graph");
     g->arch = arch;
     g->max_batch = max_batch;
-    g->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool};
+    g->ex = (tk__exec){.kn = tk__kernels_get(), .mixed = tk__mixed_get(), .pool = pool};
     tk__layout_init(&g->layout, arch, px, max_batch);
+    g->layout.bf16 = precision == TK_PRECISION_BF16;
     carver count = {0};
     if (lay_out(g, &count)) g->block = tk_aligned_calloc(count.used, sizeof *g->block);
     if (g->block == NULL) {
@@ -242,11 +251,13 @@ tk_err tk_graph_create(tk_graph **out, tk_arch arch, unsigned px, size_t max_bat
 void tk_graph_destroy(tk_graph *graph)
 {
     if (graph == NULL) return;
+    tk__graph_side_destroy(graph->side);
     tk_free(graph->block);
     tk_free(graph);
 }
 
 size_t tk_graph_bytes(const tk_graph *graph)
 {
-    return sizeof *graph + graph->floats * sizeof *graph->block;
+    const size_t side = graph->side != NULL ? tk__graph_side_bytes(graph->side) : 0;
+    return sizeof *graph + graph->floats * sizeof *graph->block + side;
 }

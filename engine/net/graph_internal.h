@@ -5,6 +5,9 @@
 #include "engine/graph.h"
 #include "net/layout.h"
 #include "net/norm.h"
+#include "net/side.h"
+
+typedef struct tk__graph_side tk__graph_side;
 
 struct tk_graph {
     tk_arch arch;
@@ -13,6 +16,7 @@ struct tk_graph {
     size_t max_batch;
     size_t n; /* images of the last forward */
     tk_bn_mode mode;
+    tk__graph_side *side; /* or NULL */
 
     float *block; /* everything below lies in it */
     size_t floats;
@@ -42,8 +46,18 @@ struct tk_graph {
 
 /* y of unit i from its convolution's output. */
 void tk__graph_apply(const tk_graph *g, size_t i);
+/* Makes map m anew if it is one that is not kept. Not while a gradient lies in its place. */
+void tk__graph_need_map(tk_graph *g, int m);
 /* Map m as the convolutions read it. */
 tk__input tk__graph_input(const tk_graph *g, int m);
+
+/* graph_side.c */
+void tk__graph_side_destroy(tk__graph_side *side); /* NULL is fine */
+size_t tk__graph_side_bytes(const tk__graph_side *side);
+/* z of a stage, from its map, which has just been made. */
+void tk__graph_side_forward(const tk_graph *graph, size_t stage);
+/* dx, the gradient of the stage's map, += what comes through the side from dz [n][S][rank]. */
+void tk__graph_side_dx(const tk_graph *graph, size_t stage, const float *dz, float *dx);
 
 static inline const float *tk__param_at(const tk_params *params, size_t index)
 {

@@ -71,10 +71,14 @@ void tk__layout_init(tk__layout *l, tk_arch arch, size_t px, size_t images)
         x = add_map(l, (m.h - 1) / 2 + 1, (m.w - 1) / 2 + 1, m.c);
     }
     size_t at = 1;
+    unsigned end = desc->blocks[0]; /* of the stage */
     for (unsigned i = 0; i < tk__arch_blocks(arch); i++) {
         const tk__block b = tk__arch_block(arch, i);
         x = add_block(l, &b, at, total, x);
         at += (b.bottleneck ? 3u : 2u) + b.downsample;
+        if (i + 1 < end) continue;
+        l->tap[l->stages++] = x;
+        if (l->stages < desc->stages) end += desc->blocks[l->stages];
     }
     assert(at == total && l->units == total && x == (int)l->maps - 1);
 }
@@ -98,7 +102,8 @@ tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n)
                     .kx = u->k,
                     .stride = u->stride,
                     .pad_y = (ptrdiff_t)u->pad,
-                    .pad_x = (ptrdiff_t)u->pad};
-    geo.winograd = tk__conv_choose(&geo, l->images);
+                    .pad_x = (ptrdiff_t)u->pad,
+                    .bf16 = l->bf16};
+    geo.way = tk__conv_choose(&geo, l->images);
     return geo;
 }

@@ -4,6 +4,7 @@
 #define NET_LAYOUT_H
 
 #include "engine/net.h"
+#include "engine/side.h"
 #include "net/conv.h"
 
 enum { TK__MAX_UNITS = 64, TK__MAX_MAPS = 66, TK__NO_MAP = -1, TK__INPUT_MAP = 0 };
@@ -29,8 +30,11 @@ typedef struct tk__unit {
 typedef struct tk__layout {
     size_t units, maps;
     size_t images; /* that are thought to pass at a time, for the choice of kernels */
+    bool bf16;     /* geometries say so: the training graph's */
     tk__unit unit[TK__MAX_UNITS];
     tk__map map[TK__MAX_MAPS];
+    size_t stages;
+    int tap[TK_MAX_STAGES]; /* the output map of each stage */
 } tk__layout;
 
 void tk__layout_init(tk__layout *l, tk_arch arch, size_t px, size_t images);

@@ -6,8 +6,8 @@
 
 #include "kernels/kernels.h"
 
-void tk_sgd_step(size_t n, float *w, float *g, float *v, float lr, float momentum, float decay,
-                 int nesterov)
+void tk_sgd_step(size_t n, float *w, const float *g, float *v, float lr, float momentum,
+                 float decay, int nesterov)
 {
     tk__kernels_get()->sgd(n, w, g, v, lr, momentum, decay, nesterov != 0);
 }
@@ -17,7 +17,8 @@ enum { PIECE = 16384 }; /* floats per task */
 typedef struct sgd_state {
     const tk__kernels *kn;
     tk_params *params;
-    float *grads, *velocity;
+    const float *grads;
+    float *velocity;
     float lr, momentum, decay;
     int nesterov;
 } sgd_state;
@@ -39,8 +40,8 @@ static void sgd_task(void *ctx, size_t task, size_t thread)
     }
 }
 
-void tk_sgd_step_params(tk_params *params, float *grads, float *velocity, float lr, float momentum,
-                        float decay, int nesterov, tk_pool *pool)
+void tk_sgd_step_params(tk_params *params, const float *grads, float *velocity, float lr,
+                        float momentum, float decay, int nesterov, tk_pool *pool)
 {
     sgd_state s = {.kn = tk__kernels_get(),
                    .params = params,

@@ -12,10 +12,14 @@
 #include "net/graph_internal.h"
 #include "net/plan_lowp.h"
 #include "net/route.h"
+#include "net/side.h"
+#include "net/winograd.h"
 
 struct tk_plan {
+    tk_arch arch;
     tk__lowp_plan *lowp;  /* not NULL: it does everything, and the rest is empty */
     tk_calibration *seen; /* while tk_plan_calibrate() runs, else NULL */
+    tk__side *side;       /* or NULL */
     tk__layout layout;
     tk__route route;
     tk__exec ex;
@@ -97,6 +101,7 @@ tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_
     if (err != TK_OK) return err;
     tk_plan *p = tk_calloc(1, sizeof *p);
     if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
+    p->arch = params->arch;
     p->max_batch = max_batch;
     p->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool};
     tk__layout_init(&p->layout, params->arch, px, TK__PLAN_IMAGES);
@@ -128,6 +133,7 @@ tk_err tk_plan_create_as(tk_plan **out, const tk_params *params, unsigned px, si
     if (err != TK_OK) return err;
     tk_plan *p = tk_calloc(1, sizeof *p);
     if (p == NULL) return tk_fail(diag, TK_NOMEM, "no memory for an inference plan");
+    p->arch = params->arch;
     p->max_batch = max_batch;
     err = tk__lowp_create(&p->lowp, params, px, max_batch, precision, ranges, pool, diag);
     if (err != TK_OK) {
@@ -141,6 +147,7 @@ tk_err tk_plan_create_as(tk_plan **out, const tk_params *params, unsigned px, si
 void tk_plan_destroy(tk_plan *plan)
 {
     if (plan == NULL) return;
+    tk__side_destroy(plan->side);
     tk__lowp_destroy(plan->lowp);
     tk_free(plan->block);
     tk_free(plan);
@@ -148,8 +155,23 @@ void tk_plan_destroy(tk_plan *plan)
 
 size_t tk_plan_bytes(const tk_plan *plan)
 {
-    if (plan->lowp != NULL) return sizeof *plan + tk__lowp_bytes(plan->lowp);
-    return sizeof *plan + plan->floats * sizeof *plan->block;
+    const size_t side = plan->side != NULL ? tk__side_bytes(plan->side) : 0;
+    if (plan->lowp != NULL) return sizeof *plan + tk__lowp_bytes(plan->lowp) + side;
+    return sizeof *plan + plan->floats * sizeof *plan->block + side;
+}
+
+tk_err tk_plan_set_side(tk_plan *plan, const tk_side *side, tk_diag *diag)
+{
+    const tk__route *route = plan->lowp != NULL ? tk__lowp_route(plan->lowp) : &plan->route;
+    tk_pool *pool = plan->lowp != NULL ? tk__lowp_pool(plan->lowp) : plan->ex.pool;
+    tk__side_destroy(plan->side);
+    plan->side = NULL;
+    if (side->rank == 0) return TK_OK;
+    if (side->arch != plan->arch)
+        return tk_fail(diag, TK_BADARG, "a side of %s does not fit a plan of %s",
+                       tk_arch_name(side->arch), tk_arch_name(plan->arch));
+    const tk_err err = tk__side_create(&plan->side, side, route, plan->lowp != NULL, pool);
+    return err == TK_OK ? err : tk_fail(diag, err, "no memory for a side of rank %zu", side->rank);
 }
 
 void tk_plan_describe(const tk_plan *plan, char *text, size_t size)
@@ -159,9 +181,9 @@ void tk_plan_describe(const tk_plan *plan, char *text, size_t size)
         plan->lowp != NULL ? tk__lowp_precision(plan->lowp) : TK_PRECISION_FP32;
     size_t all = plan->lowp != NULL ? tk__lowp_winograd(plan->lowp) : 0, large = 0;
     for (size_t i = 0; plan->lowp == NULL && i < l->units; i++) {
-        const size_t m = tk__unit_geo(l, &l->unit[i], 1).winograd;
-        all += m != 0;
-        large += m == 4;
+        const tk__conv_way way = tk__unit_geo(l, &l->unit[i], 1).way;
+        all += tk__is_winograd(way);
+        large += way == TK__WINOGRAD_4;
     }
     (void)snprintf(text, size,
                    "%s, %s: %zu of %zu convolutions by Winograd, %zu of them F(4x4), %zu MiB",
@@ -198,11 +220,11 @@ static void avg_pool_task(void *ctx, size_t image, size_t thread)
     s->kn->avg_pool(rows, c, s->x + image * rows * c, s->y + image * c);
 }
 
-/* Every map but the one that only the max pool reads, which chooses among its values. */
-static void see_map(const tk_plan *plan, int map, size_t n, const float *values)
+/* The range of `map` from the values of map `seen`. */
+static void see_map(const tk_plan *plan, int map, size_t n, int seen, const float *values)
 {
     if (plan->seen != NULL)
-        tk__calibrate_map(plan->seen, map, n * tk__map_floats(&plan->layout.map[map]), values);
+        tk__calibrate_map(plan->seen, map, n * tk__map_floats(&plan->layout.map[seen]), values);
 }
 
 static float *map_at(const tk_plan *p, int m, size_t i0)
@@ -213,6 +235,8 @@ static float *map_at(const tk_plan *p, int m, size_t i0)
 typedef struct run_state {
     const tk_plan *plan;
     const float *x; /* of the whole batch */
+    float *z;       /* the same; NULL: not wanted */
+    const bool *rows;
 } run_state;
 
 static void run_pool(const tk_plan *p, const tk__unit *u, size_t i0, size_t n)
@@ -243,19 +267,31 @@ static void run_unit(void *ctx, size_t i, size_t i0, size_t n)
                         .bias = p->bias[i],
                         .residual = u->residual == TK__NO_MAP ? NULL : map_at(p, u->residual, i0)});
     if (u->pool_after) run_pool(p, u, i0, n);
-    const int made = u->pool_after ? u->out + 1 : u->out;
-    see_map(p, made, n, map_at(p, made, i0));
+    const int last = u->pool_after ? u->out + 1 : u->out;
+    /* the max pool chooses among the values of the map before: one range serves both */
+    for (int m = u->out; m <= last; m++)
+        see_map(p, m, n, last, map_at(p, last, i0));
+    const int stage = s->z != NULL ? tk__tap_of(&p->layout, u->out) : -1;
+    if (stage >= 0)
+        tk__side_run(p->side, (size_t)stage, n, map_at(p, u->out, i0),
+                     s->z + i0 * tk__side_width(p->side), s->rows);
 }
 
 void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features)
 {
-    assert(n >= 1 && n <= plan->max_batch);
+    tk_plan_run_side(plan, n, x, features, NULL, NULL);
+}
+
+void tk_plan_run_side(tk_plan *plan, size_t n, const float *x, float *features, float *z,
+                      const bool *rows)
+{
+    assert(n >= 1 && n <= plan->max_batch && (z == NULL || plan->side != NULL));
     if (plan->lowp != NULL) {
-        tk__lowp_run(plan->lowp, n, x, features);
+        tk__lowp_run(plan->lowp, n, x, features, plan->side, z, rows);
         return;
     }
-    see_map(plan, TK__INPUT_MAP, n, x);
-    tk__route_run(&plan->route, n, run_unit, &(run_state){plan, x});
+    see_map(plan, TK__INPUT_MAP, n, TK__INPUT_MAP, x);
+    tk__route_run(&plan->route, n, run_unit, &(run_state){plan, x, z, rows});
     if (plan->seen != NULL) return;
     const int last = (int)plan->layout.maps - 1;
     const tk__map *m = &plan->layout.map[last];

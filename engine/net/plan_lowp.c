@@ -156,6 +156,16 @@ const tk__layout *tk__lowp_layout(const tk__lowp_plan *plan)
     return &plan->layout;
 }
 
+const tk__route *tk__lowp_route(const tk__lowp_plan *plan)
+{
+    return &plan->route;
+}
+
+tk_pool *tk__lowp_pool(const tk__lowp_plan *plan)
+{
+    return plan->pool;
+}
+
 tk_precision tk__lowp_precision(const tk__lowp_plan *plan)
 {
     return plan->precision;
@@ -176,6 +186,7 @@ typedef struct image_state {
     tk__pool_shape shape;
     const void *x;
     void *y;
+    float scale; /* of a u8 map; 0: it is bfloat16 */
 } image_state;
 
 /* A strip of an image into its padded place. */
@@ -216,12 +227,48 @@ static void avg_pool_task(void *ctx, size_t image, size_t thread)
                           (float *)s->y + image * c);
 }
 
-static void run_unit(void *ctx, size_t i, size_t i0, size_t n)
+/* A map in fp32, image by image. */
+static void widen_task(void *ctx, size_t image, size_t thread)
 {
-    const tk__lowp_plan *p = ctx;
-    const tk__unit *u = &p->layout.unit[i];
-    tk__lowp_conv(p, i, i0, n);
-    if (!u->pool_after) return;
+    const image_state *s = ctx;
+    const size_t count = s->shape.ih * s->shape.iw * s->shape.c;
+    float *y = (float *)s->y + image * count;
+    (void)thread;
+    if (s->scale == 0.0f) {
+        const uint16_t *x = (const uint16_t *)s->x + image * count;
+        for (size_t i = 0; i < count; i++)
+            y[i] = tk__from_bf16(x[i]);
+    } else {
+        const uint8_t *x = (const uint8_t *)s->x + image * count;
+        for (size_t i = 0; i < count; i++)
+            y[i] = (float)x[i] * s->scale;
+    }
+}
+
+typedef struct run_state {
+    const tk__lowp_plan *plan;
+    const tk__side *side;
+    float *z; /* of the whole batch; NULL: not wanted */
+    const bool *rows;
+} run_state;
+
+static void run_side(const run_state *r, size_t stage, size_t i0, size_t n)
+{
+    const tk__lowp_plan *p = r->plan;
+    const int tap = p->layout.tap[stage];
+    const tk__map *m = &p->layout.map[tap];
+    image_state s = {.plan = p,
+                     .shape = {.ih = m->h, .iw = m->w, .c = m->c},
+                     .x = tk__lowp_map(p, tap, i0),
+                     .y = tk__side_map(r->side),
+                     .scale = p->kind[tap] == TK__MAP_U8 ? p->map_scale[tap] : 0.0f};
+    tk_pool_run(p->pool, n, widen_task, &s);
+    tk__side_run(r->side, stage, n, tk__side_map(r->side), r->z + i0 * tk__side_width(r->side),
+                 r->rows);
+}
+
+static void run_pool(const tk__lowp_plan *p, const tk__unit *u, size_t i0, size_t n)
+{
     const tk__map *a = &p->layout.map[u->out], *b = a + 1;
     image_state s = {.plan = p,
                      .shape = {a->h, a->w, b->h, b->w, a->c},
@@ -230,11 +277,22 @@ static void run_unit(void *ctx, size_t i, size_t i0, size_t n)
     tk_pool_run(p->pool, n * INPUT_STRIPS, max_pool_task, &s);
 }
 
-void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features)
+static void run_unit(void *ctx, size_t i, size_t i0, size_t n)
+{
+    const run_state *r = ctx;
+    const tk__unit *u = &r->plan->layout.unit[i];
+    tk__lowp_conv(r->plan, i, i0, n);
+    if (u->pool_after) run_pool(r->plan, u, i0, n);
+    const int stage = r->z != NULL ? tk__tap_of(&r->plan->layout, u->out) : -1;
+    if (stage >= 0) run_side(r, (size_t)stage, i0, n);
+}
+
+void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features,
+                  const tk__side *side, float *z, const bool *rows)
 {
     image_state s = {.plan = plan, .x = x};
     tk_pool_run(plan->pool, n * INPUT_STRIPS, load_task, &s);
-    tk__route_run(&plan->route, n, run_unit, plan);
+    tk__route_run(&plan->route, n, run_unit, &(run_state){plan, side, z, rows});
     const int last = (int)plan->layout.maps - 1;
     const tk__map *m = &plan->layout.map[last];
     s = (image_state){.plan = plan,

@@ -5,7 +5,7 @@
 #include "engine/net.h"
 #include "engine/pool.h"
 #include "engine/precision.h"
-#include "net/layout.h"
+#include "net/side.h"
 
 typedef struct tk__lowp_plan tk__lowp_plan;
 
@@ -15,9 +15,13 @@ TK_MUST tk_err tk__lowp_create(tk__lowp_plan **out, const tk_params *params, uns
                                size_t max_batch, tk_precision precision,
                                const tk_calibration *ranges, tk_pool *pool, tk_diag *diag);
 void tk__lowp_destroy(tk__lowp_plan *plan); /* NULL is fine */
-void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features);
+/* z may be NULL: without the side. */
+void tk__lowp_run(tk__lowp_plan *plan, size_t n, const float *x, float *features,
+                  const tk__side *side, float *z, const bool *rows);
 size_t tk__lowp_bytes(const tk__lowp_plan *plan);
 const tk__layout *tk__lowp_layout(const tk__lowp_plan *plan);
+const tk__route *tk__lowp_route(const tk__lowp_plan *plan);
+tk_pool *tk__lowp_pool(const tk__lowp_plan *plan);
 tk_precision tk__lowp_precision(const tk__lowp_plan *plan);
 /* Convolutions that go by Winograd, all of them F(2x2). */
 size_t tk__lowp_winograd(const tk__lowp_plan *plan);

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "net/positions.h"
+
 enum {
     BLOCK_FLOATS = 16 * 1024, /* what a task's transformed tiles may take, if they are enough */
     MIN_TILES = 14,           /* enough: a register tile, so that weights are worth reading */
@@ -16,6 +18,12 @@ enum {
 static size_t points_of(size_t m)
 {
     return (m + 2) * (m + 2);
+}
+
+/* Rows of a matrix of which two share a word if its numbers are bfloat16. */
+static size_t rows_of(const tk__conv *geo, size_t n)
+{
+    return geo->bf16 ? tk__div_up(n, 2) : n;
 }
 
 static tk__wino tiles_of(const tk__conv *geo, size_t m)
@@ -32,7 +40,8 @@ size_t tk__wino_pack_size(size_t m, size_t ic, size_t oc)
 }
 
 typedef struct pack_state {
-    const tk__kernels *kn;
+    const tk__exec *ex;
+    bool bf16;
     size_t m, ic, oc, rs, cs;
     const float *const *tap;
     const float *scale;
@@ -45,7 +54,7 @@ static void gather(const pack_state *s, size_t i0, size_t j0, float *block)
     for (size_t t = 0; t < 9; t++, block += TK__LANES * TK__LANES) {
         const float *src = s->tap[t] + i0 * s->rs + j0 * s->cs;
         if (s->cs != 1)
-            s->kn->transpose(src, s->cs, block, TK__LANES);
+            s->ex->kn->transpose(src, s->cs, block, TK__LANES);
         else
             for (size_t i = 0; i < TK__LANES; i++)
                 memcpy(block + i * TK__LANES, src + i * s->rs, TK__LANES * sizeof *block);
@@ -59,19 +68,24 @@ static void pack_task(void *ctx, size_t task, size_t thread)
     const pack_state *s = ctx;
     (void)thread;
     float block[9 * TK__LANES * TK__LANES];
-    const size_t nr = s->kn->nr, groups = s->oc / TK__LANES;
+    const size_t nr = tk__conv_nr(s->ex, s->bf16), groups = s->oc / TK__LANES;
     const size_t i0 = task / groups * TK__LANES, j0 = task % groups * TK__LANES;
-    const size_t panel = j0 / nr * nr, width = tk__panel_width(s->kn, s->oc - panel);
+    const size_t panel = j0 / nr * nr, width = tk__min_size(nr, s->oc - panel);
+    const size_t at = panel * s->ic * points_of(s->m) + i0 * width;
     gather(s, i0, j0, block);
-    s->kn->wino_weights(s->m, block, TK__LANES,
-                        s->packed + panel * s->ic * points_of(s->m) + i0 * width + j0 - panel,
-                        width, s->ic * width);
+    if (s->bf16)
+        s->ex->mixed->wino_weights(s->m, block, (uint32_t *)s->packed + at / 2 + j0 - panel, width,
+                                   s->ic / 2 * width);
+    else
+        s->ex->kn->wino_weights(s->m, block, TK__LANES, s->packed + at + j0 - panel, width,
+                                s->ic * width);
 }
 
-void tk__wino_pack(const tk__exec *ex, size_t m, size_t ic, size_t oc, const float *const tap[9],
-                   size_t rs, size_t cs, const float *scale, float *packed)
+void tk__wino_pack(const tk__exec *ex, bool bf16, size_t m, size_t ic, size_t oc,
+                   const float *const tap[9], size_t rs, size_t cs, const float *scale,
+                   float *packed)
 {
-    pack_state s = {ex->kn, m, ic, oc, rs, cs, tap, scale, packed};
+    pack_state s = {ex, bf16, m, ic, oc, rs, cs, tap, scale, packed};
     tk_pool_run(ex->pool, ic / TK__LANES * (oc / TK__LANES), pack_task, &s);
 }
 
@@ -147,6 +161,27 @@ static void products(const run_state *s, const tk__wino *w, const float *v, size
     }
 }
 
+/* As products(), of rows of bfloat16 numbers. */
+static void mixed_products(const run_state *s, const tk__wino *w, const uint16_t *v, size_t point,
+                           size_t j, float *u, size_t u_point)
+{
+    const size_t ic = w->geo.ic, points = points_of(w->m);
+    const size_t width = tk__lowp_width(w->geo.oc - j);
+    const uint32_t *weights = (const uint32_t *)s->job->packed + j * (ic / 2) * points;
+    for (size_t p = 0; p < points; p++)
+        s->ex->mixed->lowp->gemm(
+            &(tk__lowp_gemm){.m = w->tiles,
+                             .n = width,
+                             .segments = 1,
+                             .steps = ic / 2,
+                             .a = (const unsigned char *)(v + p * point),
+                             .pitch = ic * sizeof *v,
+                             .b = (const unsigned char *)(weights + p * (ic / 2) * width),
+                             .out_kind = TK__SUMS,
+                             .out = u + p * u_point,
+                             .ldo = width});
+}
+
 static void run_task(void *ctx, size_t task, size_t thread)
 {
     const run_state *s = ctx;
@@ -158,14 +193,21 @@ static void run_task(void *ctx, size_t task, size_t thread)
     w.t0 = row0 * w.tw;
     w.tiles = rows * w.tw;
     float *v = s->ex->scratch + thread * s->ex->scratch_each;
-    const size_t point = w.tiles * job->geo.ic + SKEW;
-    float *u = v + points_of(w.m) * point;
-    kn->wino_input(&w, &job->in, v, job->geo.ic, point);
-    const size_t j0 = task % s->splits * s->panels * kn->nr;
-    const size_t j1 = tk__min_size(j0 + s->panels * kn->nr, oc);
-    for (size_t j = j0; j < j1; j += kn->nr) {
-        const size_t width = tk__panel_width(kn, oc - j), u_point = w.tiles * width + SKEW;
-        products(s, &w, v, point, j, u, u_point);
+    const bool bf16 = job->geo.bf16;
+    const size_t point = w.tiles * job->geo.ic + (bf16 ? 2 * SKEW : SKEW);
+    float *u = v + points_of(w.m) * (bf16 ? point / 2 : point);
+    if (bf16)
+        s->ex->mixed->wino_input(&w, &job->in, (uint16_t *)v, job->geo.ic, point);
+    else
+        kn->wino_input(&w, &job->in, v, job->geo.ic, point);
+    const size_t nr = tk__conv_nr(s->ex, bf16), j0 = task % s->splits * s->panels * nr;
+    const size_t j1 = tk__min_size(j0 + s->panels * nr, oc);
+    for (size_t j = j0; j < j1; j += nr) {
+        const size_t width = tk__min_size(nr, oc - j), u_point = w.tiles * width + SKEW;
+        if (bf16)
+            mixed_products(s, &w, (uint16_t *)v, point, j, u, u_point);
+        else
+            products(s, &w, v, point, j, u, u_point);
         kn->wino_output(&w, u, width, u_point,
                         &(tk__wino_out){.y = job->y,
                                         .c0 = j,
@@ -185,7 +227,7 @@ static void run_task(void *ctx, size_t task, size_t thread)
  * blocks that each reads the weights anew. Nothing here changes a result. */
 static void plan_tasks(run_state *s)
 {
-    const size_t threads = tk_pool_threads(s->ex->pool), nr = s->ex->kn->nr;
+    const size_t threads = tk_pool_threads(s->ex->pool), nr = tk__conv_nr(s->ex, s->job->geo.bf16);
     const size_t ic = s->job->geo.ic, panels = tk__div_up(s->job->geo.oc, nr), most = s->rows;
     double best = -1;
     for (size_t splits = 1; splits <= panels && splits <= threads; splits++) {
@@ -211,7 +253,7 @@ void tk__wino_run(const tk__exec *ex, const tk__conv_job *job, size_t m)
     run_state s = {.ex = ex, .job = job, .all = tiles_of(&job->geo, m)};
     s.tile_rows = job->geo.n * s.all.th;
     s.rows = tk__min_size(block_tile_rows(&job->geo, m), s.tile_rows);
-    s.panels = tk__div_up(job->geo.oc, ex->kn->nr);
+    s.panels = tk__div_up(job->geo.oc, tk__conv_nr(ex, job->geo.bf16));
     s.splits = 1;
     if (job->post == NULL && tk__div_up(s.tile_rows, s.rows) < 4 * tk_pool_threads(ex->pool))
         plan_tasks(&s);
@@ -228,7 +270,8 @@ typedef struct dw_state {
     size_t tiles, chunk, chunks; /* of the batch; per chunk */
     tk__input in;
     const float *dy;
-    float *v, *w;    /* shared transforms of x and dy */
+    float *v, *w; /* shared transforms of x and dy */
+    size_t v_point, w_point;
     float *du;       /* [chunks or 1][points][ic][oc] */
     size_t t0, held; /* the chunk at work */
     size_t slices;   /* of dW's rows */
@@ -240,16 +283,16 @@ static size_t du_floats(const dw_state *s)
     return points_of(s->all.m) * s->all.geo.ic * s->all.geo.oc;
 }
 
-static bool is_small(const dw_state *s)
+static bool is_small(const tk__conv *geo)
 {
-    return s->all.geo.ic * s->all.geo.oc <= SMALL;
+    return geo->ic * geo->oc <= SMALL;
 }
 
 static dw_state plan_dw(const tk__exec *ex, const tk__conv *geo, size_t m)
 {
     dw_state s = {.ex = ex, .all = tiles_of(geo, m)};
     s.tiles = geo->n * s.all.th * s.all.tw;
-    if (is_small(&s)) {
+    if (is_small(&s.all.geo)) {
         s.chunks =
             tk__min_size((size_t)4 * tk_pool_threads(ex->pool), tk__div_up(s.tiles, DW_TILES));
     } else {
@@ -263,13 +306,13 @@ static dw_state plan_dw(const tk__exec *ex, const tk__conv *geo, size_t m)
 
 static size_t transform_floats(const tk__conv *geo, size_t m, size_t tiles)
 {
-    return points_of(m) * (tiles * (geo->ic + geo->oc) + 2 * SKEW);
+    return points_of(m) * (rows_of(geo, tiles) * (geo->ic + geo->oc) + 2 * SKEW);
 }
 
 size_t tk__wino_partials(const tk__exec *ex, const tk__conv *geo, size_t m)
 {
     const dw_state s = plan_dw(ex, geo, m);
-    if (is_small(&s)) return (size_t)4 * tk_pool_threads(ex->pool) * du_floats(&s);
+    if (is_small(&s.all.geo)) return (size_t)4 * tk_pool_threads(ex->pool) * du_floats(&s);
     const size_t fit = SHARED_FLOATS / (points_of(m) * (geo->ic + geo->oc));
     return du_floats(&s) +
            transform_floats(geo, m, tk__min_size(s.tiles, tk__max_size(fit, DW_TILES)));
@@ -281,15 +324,39 @@ size_t tk__wino_scratch(const tk__conv *geo, size_t m)
     back.ic = geo->oc;
     back.oc = geo->ic;
     const size_t forward = tk__max_size(forward_scratch(geo, m), forward_scratch(&back, m));
-    return tk__max_size(forward, transform_floats(geo, m, DW_TILES));
+    return is_small(geo) ? tk__max_size(forward, transform_floats(geo, m, DW_TILES)) : forward;
 }
 
 /* du of one point, rows i0..i1-1, (+)= the product of the transforms of `tiles` tiles. */
+static void mixed_point_product(const dw_state *s, const float *v, const float *w, size_t tiles,
+                                size_t i0, size_t i1, bool accumulate, float *du)
+{
+    const size_t ic = s->all.geo.ic, oc = s->all.geo.oc;
+    for (size_t j = 0; j < oc; j += TK__LOWP_NR)
+        s->ex->mixed->lowp->gemm(&(tk__lowp_gemm){.m = i1 - i0,
+                                                  .n = tk__lowp_width(oc - j),
+                                                  .segments = tk__div_up(tiles, 2),
+                                                  .steps = 1,
+                                                  .a = (const unsigned char *)(v + i0),
+                                                  .pitch = sizeof *v,
+                                                  .segment_pitch = ic * sizeof *v,
+                                                  .b = (const unsigned char *)(w + j),
+                                                  .b_pitch = oc * sizeof *w,
+                                                  .out_kind = TK__SUMS,
+                                                  .accumulate = accumulate,
+                                                  .out = du + i0 * oc + j,
+                                                  .ldo = oc});
+}
+
 static void point_product(const dw_state *s, const float *v, const float *w, size_t tiles,
                           size_t i0, size_t i1, bool accumulate, float *du)
 {
     const tk__kernels *kn = s->ex->kn;
     const size_t ic = s->all.geo.ic, oc = s->all.geo.oc;
+    if (s->all.geo.bf16) {
+        mixed_point_product(s, v, w, tiles, i0, i1, accumulate, du);
+        return;
+    }
     for (size_t j = 0; j < oc; j += kn->nr)
         kn->gemm(&(tk__gemm){.m = i1 - i0,
                              .n = tk__panel_width(kn, oc - j),
@@ -304,10 +371,23 @@ static void point_product(const dw_state *s, const float *v, const float *w, siz
                              .accumulate = accumulate});
 }
 
+/* The transforms of a run of tiles to v and w. */
+static void transform(const dw_state *s, const tk__wino *run, float *v, size_t v_point, float *w,
+                      size_t w_point)
+{
+    const size_t ic = s->all.geo.ic, oc = s->all.geo.oc;
+    if (s->all.geo.bf16) {
+        s->ex->mixed->wino_input_pairs(run, &s->in, (uint32_t *)v, ic, v_point);
+        s->ex->mixed->wino_dy_pairs(run, s->dy, (uint32_t *)w, oc, w_point);
+    } else {
+        s->ex->kn->wino_input(run, &s->in, v, ic, v_point);
+        s->ex->kn->wino_dy(run, s->dy, w, oc, w_point);
+    }
+}
+
 static void small_task(void *ctx, size_t task, size_t thread)
 {
     const dw_state *s = ctx;
-    const tk__kernels *kn = s->ex->kn;
     const size_t ic = s->all.geo.ic, oc = s->all.geo.oc, points = points_of(s->all.m);
     const size_t begin = task * s->chunk, end = tk__min_size(begin + s->chunk, s->tiles);
     float *du = s->du + task * du_floats(s);
@@ -316,10 +396,9 @@ static void small_task(void *ctx, size_t task, size_t thread)
         tk__wino w = s->all;
         w.t0 = t;
         w.tiles = tk__min_size(DW_TILES, end - t);
-        const size_t vp = w.tiles * ic + SKEW, wp = w.tiles * oc + SKEW;
+        const size_t rows = rows_of(&w.geo, w.tiles), vp = rows * ic + SKEW, wp = rows * oc + SKEW;
         float *dy = v + points * vp;
-        kn->wino_input(&w, &s->in, v, ic, vp);
-        kn->wino_dy(&w, s->dy, dy, oc, wp);
+        transform(s, &w, v, vp, dy, wp);
         for (size_t p = 0; p < points; p++)
             point_product(s, v + p * vp, dy + p * wp, w.tiles, 0, ic, t > begin, du + p * ic * oc);
     }
@@ -330,12 +409,12 @@ static void transform_task(void *ctx, size_t task, size_t thread)
 {
     const dw_state *s = ctx;
     (void)thread;
-    const size_t ic = s->all.geo.ic, oc = s->all.geo.oc, at = task * DW_TILES;
+    const size_t at = task * DW_TILES, row = rows_of(&s->all.geo, at);
     tk__wino w = s->all;
     w.t0 = s->t0 + at;
     w.tiles = tk__min_size(DW_TILES, s->held - at);
-    s->ex->kn->wino_input(&w, &s->in, s->v + at * ic, ic, s->held * ic + SKEW);
-    s->ex->kn->wino_dy(&w, s->dy, s->w + at * oc, oc, s->held * oc + SKEW);
+    transform(s, &w, s->v + row * s->all.geo.ic, s->v_point, s->w + row * s->all.geo.oc,
+              s->w_point);
 }
 
 static void product_task(void *ctx, size_t task, size_t thread)
@@ -345,8 +424,8 @@ static void product_task(void *ctx, size_t task, size_t thread)
     const size_t ic = s->all.geo.ic, oc = s->all.geo.oc, p = task / s->slices;
     const size_t rows = tk__div_up(ic, s->slices), i0 = task % s->slices * rows;
     if (i0 >= ic) return;
-    point_product(s, s->v + p * (s->held * ic + SKEW), s->w + p * (s->held * oc + SKEW), s->held,
-                  i0, tk__min_size(i0 + rows, ic), s->t0 > 0, s->du + p * ic * oc);
+    point_product(s, s->v + p * s->v_point, s->w + p * s->w_point, s->held, i0,
+                  tk__min_size(i0 + rows, ic), s->t0 > 0, s->du + p * ic * oc);
 }
 
 /* One row (input channel) of dW from the sum of the chunks' du, which are added in order. */
@@ -355,7 +434,7 @@ static void finish_task(void *ctx, size_t i, size_t thread)
     const dw_state *s = ctx;
     (void)thread;
     const size_t ic = s->all.geo.ic, oc = s->all.geo.oc, points = points_of(s->all.m);
-    for (size_t c = 1; is_small(s) && c < s->chunks; c++)
+    for (size_t c = 1; is_small(&s->all.geo) && c < s->chunks; c++)
         for (size_t p = 0; p < points; p++)
             s->ex->kn->add(oc, s->du + (p * ic + i) * oc,
                            s->du + c * du_floats(s) + (p * ic + i) * oc);
@@ -371,7 +450,9 @@ static void run_shared(dw_state *s, float *partials)
     for (size_t c = 0; c < s->chunks; c++) {
         s->t0 = c * s->chunk;
         s->held = tk__min_size(s->chunk, s->tiles - s->t0);
-        s->w = s->v + points * (s->held * ic + SKEW);
+        s->v_point = rows_of(&s->all.geo, s->held) * ic + SKEW;
+        s->w_point = rows_of(&s->all.geo, s->held) * s->all.geo.oc + SKEW;
+        s->w = s->v + points * s->v_point;
         tk_pool_run(s->ex->pool, tk__div_up(s->held, DW_TILES), transform_task, s);
         tk_pool_run(s->ex->pool, points * s->slices, product_task, s);
     }
@@ -385,7 +466,7 @@ void tk__wino_dw(const tk__exec *ex, const tk__conv *geo, size_t m, const tk__in
     s.dy = dy;
     s.dw = dw;
     s.du = partials;
-    if (is_small(&s))
+    if (is_small(&s.all.geo))
         tk_pool_run(ex->pool, s.chunks, small_task, &s);
     else
         run_shared(&s, partials);
@@ -395,27 +476,36 @@ void tk__wino_dw(const tk__exec *ex, const tk__conv *geo, size_t m, const tk__in
 /* --- the choice --- */
 
 /* Cycles of an image, with one vector multiply-add per cycle, what the transforms of 16 channels of
- * a tile take (measured), and the packed weights read at `images` images a time. */
-static double cost(const tk__conv *g, size_t m, size_t images)
+ * a tile take (measured), and the weights read at `images` images a time. */
+static double cost(const tk__conv *g, tk__conv_way way, size_t images)
 {
     enum { WEIGHT_BYTES_PER_CYCLE = 8 };
     const double ic = (double)g->ic / TK__LANES, oc = (double)g->oc / TK__LANES;
     const double product = ic * oc * TK__LANES;
-    const double points = m == 0 ? 9 : (double)points_of(m);
+    const size_t m = way;
+    const double points = tk__is_winograd(way) ? (double)points_of(m) : (double)(g->ky * g->kx);
     const double weights = points * product * 64 / WEIGHT_BYTES_PER_CYCLE / (double)images;
-    if (m == 0) return (double)(g->oh * g->ow) * 9 * product + weights;
+    if (way == TK__DIRECT) return (double)(g->oh * g->ow) * points * product + weights;
+    if (way == TK__BY_POSITION) return tk__positions_cost(g) + weights;
     const double tiles = (double)(tk__div_up(g->oh, m) * tk__div_up(g->ow, m));
     const double transforms = m == 2 ? 70 * ic + 60 * oc : 200 * ic + 150 * oc;
     return tiles * (points * product + transforms) + weights;
 }
 
-size_t tk__conv_choose(const tk__conv *geo, size_t images)
+static bool can(const tk__conv *g, tk__conv_way way)
 {
-    if (geo->ky != 3 || geo->kx != 3 || geo->stride != 1 || geo->ic % TK__LANES != 0 ||
-        geo->oc % TK__LANES != 0 || geo->ic > TK__MAX_C || geo->oc > TK__MAX_C)
-        return 0;
-    size_t best = 0;
-    for (size_t m = 2; m <= 4; m += 2)
-        if (cost(geo, m, images) < cost(geo, best, images)) best = m;
+    if (way == TK__BY_POSITION) return !g->bf16; /* which it lacks, and others gain more by */
+    if (!tk__is_winograd(way)) return true;
+    return g->ky == 3 && g->kx == 3 && g->stride == 1 && g->ic % TK__LANES == 0 &&
+           g->oc % TK__LANES == 0 && g->ic <= TK__MAX_C && g->oc <= TK__MAX_C;
+}
+
+tk__conv_way tk__conv_choose(const tk__conv *geo, size_t images)
+{
+    static const tk__conv_way ways[] = {TK__BY_POSITION, TK__WINOGRAD_2, TK__WINOGRAD_4};
+    tk__conv_way best = TK__DIRECT;
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
+        if (can(geo, ways[i]) && cost(geo, ways[i], images) < cost(geo, best, images))
+            best = ways[i];
     return best;
 }

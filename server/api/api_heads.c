@@ -6,11 +6,8 @@
 #include "engine/mem.h"
 #include "log.h"
 
-enum {
-    MAX_ASKED = 256, /* heads named in one request */
-    MAX_CONFUSION =
-        1 << 20, /* cells of all confusion matrices of one answer; the rest goes without */
-};
+/* Cells of all confusion matrices of one answer; the rest goes without. */
+enum { MAX_CONFUSION = 1 << 20 };
 
 static Trunkd__V1__Head *put_head(tk__region *region, bool admin, tk_version_head *head)
 {
@@ -191,9 +188,9 @@ void tk__heads_validation(tk_rpc_call *call, const ProtobufCMessage *message)
     tk_diag diag = {{0}};
     tk_version version = {.n_heads = 0};
     tk_err err = TK_OK;
-    if (in->n_heads > MAX_ASKED) {
+    if (in->n_heads > TK_API_HEADS_MAX) {
         err = tk_fail(&diag, TK_BADARG, "heads has %zu entries, the limit is %d", in->n_heads,
-                      MAX_ASKED);
+                      (int)TK_API_HEADS_MAX);
     } else if (in->n_heads == 0) {
         err = tk_store_version_get(tk__api(call)->o.store, tk__tenant(call), 0, 0, &version, &diag);
         if (err == TK_PRECONDITION) err = TK_OK; /* no version yet: nothing to show */

@@ -30,6 +30,7 @@ enum {
     TK_API_IMAGE_MAX = 32 << 20,   /* bytes of one encoded image */
     TK_API_MESSAGE_MAX = 64 << 20, /* of one message */
     TK_API_SMALL = 64 << 10,       /* of a message without images */
+    TK_API_HEADS_MAX = 256,        /* heads named in one request */
 };
 
 static inline tk_api *tk__api(const tk_rpc_call *call)
@@ -100,6 +101,10 @@ Trunkd__V1__HeadAccuracy *tk__put_measure(tk__region *region, tk__names *names,
  * caller's names for them. */
 char *tk__put_text(tk__region *region, tk__names *names, const char *text);
 Trunkd__V1__Job *tk__put_job(tk__region *region, tk__names *names, tk_job *job);
+Trunkd__V1__JobEvent *tk__put_event(tk__region *region, tk__names *names, tk_job_event *event);
+/* `head` as the caller may see it. */
+Trunkd__V1__HeadPrecision *tk__put_check(tk__region *region, const char *head,
+                                         const tk_precision_check *check);
 Trunkd__V1__Version *tk__put_version(tk__region *region, tk_version *version);
 /* What the version admits, from its file's outline. */
 void tk__put_precisions(tk__region *region, Trunkd__V1__Version *m, const tk_model *outline);
@@ -125,12 +130,15 @@ void tk__jobs_submit(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__jobs_get(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__jobs_list(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__jobs_cancel(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__jobs_explain_gate(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__jobs_get_curve(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__jobs_watch(tk_rpc_call *call, const ProtobufCMessage *in);
 
 void tk__heads_list(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__heads_get(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__heads_delete(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__heads_validation(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__heads_history(tk_rpc_call *call, const ProtobufCMessage *in);
 
 void tk__admin_create_tenant(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_list_tenants(tk_rpc_call *call, const ProtobufCMessage *in);

@@ -243,33 +243,6 @@ static void wake_watcher(void *ctx)
     tk_pump_wake(ctx);
 }
 
-static Trunkd__V1__JobEvent *put_event(tk__region *region, watcher *w, tk_job_event *event)
-{
-    Trunkd__V1__JobEvent *m = tk__new(region, &trunkd__v1__job_event__descriptor);
-    if (!m) return NULL;
-    m->sequence = event->sequence;
-    m->state = (Trunkd__V1__JobState)event->state;
-    m->stage = event->stage;
-    m->step = event->step;
-    m->steps = event->steps;
-    m->epoch = event->epoch;
-    m->epochs = event->epochs;
-    m->eta_seconds = tk__number(event->eta_seconds);
-    m->message = tk__put_text(region, &w->names, event->message);
-    m->losses = tk__new(region, &trunkd__v1__losses__descriptor);
-    if (m->losses) {
-        m->losses->total = event->loss_total;
-        m->losses->ce = event->loss_ce;
-        m->losses->kd = event->loss_kd;
-        m->losses->ewc = event->loss_ewc;
-    }
-    m->heads = tk__alloc(region, event->n_heads, sizeof *m->heads);
-    for (size_t i = 0; m->heads && i < event->n_heads; i++) {
-        m->heads[m->n_heads++] = tk__put_measure(region, &w->names, &event->heads[i]);
-    }
-    return m;
-}
-
 /* Sends one event; with the last goes the whole job. False: not now (the queue is full), or never.
  */
 static bool send_event(watcher *w, tk_job_event *event, bool last)
@@ -277,7 +250,7 @@ static bool send_event(watcher *w, tk_job_event *event, bool last)
     tk__region region = {NULL, false};
     tk_diag diag = {{0}};
     tk_job job = {.id = 0};
-    Trunkd__V1__JobEvent *m = put_event(&region, w, event);
+    Trunkd__V1__JobEvent *m = tk__put_event(&region, &w->names, event);
     tk_err err = m && last ? tk_jobs_get(w->api->o.jobs, w->tenant, w->job, &job, &diag) : TK_OK;
     const bool have_job = m && last && err == TK_OK;
     if (have_job) m->job = tk__put_job(&region, &w->names, &job);

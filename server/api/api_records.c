@@ -141,8 +141,36 @@ Trunkd__V1__HeadAccuracy *tk__put_measure(tk__region *region, tk__names *names, 
     m->accuracy = tk__number(measure->accuracy);
     m->change = tk__number(measure->change);
     m->tolerance = measure->tolerance;
+    m->floor = tk__number(measure->floor);
     m->images = measure->n;
     m->agreement = measure->agreement;
+    return m;
+}
+
+Trunkd__V1__JobEvent *tk__put_event(tk__region *region, tk__names *names, tk_job_event *event)
+{
+    Trunkd__V1__JobEvent *m = tk__new(region, &PB(job_event));
+    if (!m) return NULL;
+    m->sequence = event->sequence;
+    m->state = (Trunkd__V1__JobState)event->state;
+    m->stage = event->stage;
+    m->step = event->step;
+    m->steps = event->steps;
+    m->epoch = event->epoch;
+    m->epochs = event->epochs;
+    m->eta_seconds = tk__number(event->eta_seconds);
+    m->message = tk__put_text(region, names, event->message);
+    m->losses = tk__new(region, &PB(losses));
+    if (m->losses) {
+        m->losses->total = event->loss_total;
+        m->losses->ce = event->loss_ce;
+        m->losses->kd = event->loss_kd;
+        m->losses->ewc = event->loss_ewc;
+    }
+    m->heads = tk__alloc(region, event->n_heads, sizeof *m->heads);
+    for (size_t i = 0; m->heads && i < event->n_heads; i++) {
+        m->heads[m->n_heads++] = tk__put_measure(region, names, &event->heads[i]);
+    }
     return m;
 }
 
@@ -208,12 +236,12 @@ Trunkd__V1__Version *tk__put_version(tk__region *region, tk_version *version)
     return m;
 }
 
-static Trunkd__V1__HeadPrecision *put_check(tk__region *region, const tk_head *head,
-                                            const tk_precision_check *check)
+Trunkd__V1__HeadPrecision *tk__put_check(tk__region *region, const char *head,
+                                         const tk_precision_check *check)
 {
     Trunkd__V1__HeadPrecision *m = tk__new(region, &PB(head_precision));
     if (!m) return NULL;
-    m->head = tk__print(region, "%s", head->id);
+    m->head = tk__print(region, "%s", head);
     m->accuracy = check->accuracy;
     m->change = check->accuracy - check->fp32;
     m->alike = check->alike;
@@ -236,7 +264,7 @@ static Trunkd__V1__Precision *put_precision(tk__region *region, const tk_model *
     m->heads = tk__alloc(region, outline->n_heads, sizeof *m->heads);
     for (size_t h = 0; m->heads && h < outline->n_heads; h++) {
         const tk_head *head = outline->heads[h];
-        m->heads[h] = put_check(region, head, &head->checks[precision]);
+        m->heads[h] = tk__put_check(region, head->id, &head->checks[precision]);
         if (!m->heads[h]) return NULL;
         m->n_heads++;
     }

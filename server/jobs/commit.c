@@ -207,6 +207,7 @@ static tk_err commit(tk_jobs *jobs, const tk_job *job, const char *dir, const tk
         .job = job->id,
         .outcome = result->outcome,
         .record = result->record,
+        .judged = result->judged,
         .event = event,
         .forget_packs_of = job->retention == TK_RETAIN_NOTHING ? own : NULL,
         .trunk = c->base.number ? NULL : &trunk,

@@ -150,12 +150,14 @@ static tk_err parse_heads(const json_t *root, tk_job_event *event)
     if (!event->heads) return TK_NOMEM;
     event->n_heads = n;
     for (size_t i = 0; i < n; i++) {
-        const json_t *o = json_array_get(heads, i), *change = json_object_get(o, "change");
+        const json_t *o = json_array_get(heads, i), *change = json_object_get(o, "change"),
+                     *floor = json_object_get(o, "floor");
         const char *source = json_string_value(json_object_get(o, "source"));
         tk_measure *m = &event->heads[i];
         copy_member(m->head, sizeof m->head, o, "head");
         m->accuracy = real_member(o, "accuracy");
         m->change = json_is_number(change) ? json_number_value(change) : (double)NAN;
+        m->floor = json_is_number(floor) ? json_number_value(floor) : (double)NAN;
         m->n = count_member(o, "n");
         m->agreement = source && strcmp(source, "agreement") == 0;
     }

@@ -337,7 +337,7 @@ static tk_err cancel_queued(tk_jobs *jobs, tk_job *job, tk_diag *diag)
     struct timespec now;
     if (clock_gettime(CLOCK_REALTIME, &now) == 0)
         job->ended_ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-    return tk_store_job_update(jobs->store, job, &event, NULL, diag);
+    return tk_store_job_update(jobs->store, job, &event, NULL, NULL, diag);
 }
 
 static tk_err cancel_claimed(tk_jobs *jobs, tk_job *job, tk_diag *diag)

@@ -41,6 +41,7 @@ typedef struct tk_result {
     char outcome[16]; /* "commit", "probe", "reject" */
     char *reason;
     char *record; /* result.json without its confusion matrices */
+    char *judged; /* its "gate" and "precisions", for tk_judgement_parse() */
     size_t n_heads;
     tk_version_head *heads; /* id, accuracy, top5, n, agreement, confusion [n_labels][n_labels] */
 } tk_result;

@@ -86,6 +86,22 @@ static tk_err read_heads(json_t *root, tk_result *out, tk_diag *diag)
     return err;
 }
 
+/* A copy of what the gate said, once it is known to make sense. */
+static tk_err read_judged(json_t *root, tk_result *out, tk_diag *diag)
+{
+    tk_judgement judged;
+    json_t *part = json_pack("{s:O?,s:O?}", "gate", json_object_get(root, "gate"), "precisions",
+                             json_object_get(root, "precisions"));
+    char *text = part ? json_dumps(part, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
+    json_decref(part);
+    out->judged = text ? tk_strdup(text) : NULL;
+    free(text);
+    if (!out->judged) return no_memory(diag);
+    const tk_err err = tk_judgement_parse(out->judged, &judged, diag);
+    if (err == TK_OK) tk_judgement_fini(&judged);
+    return err;
+}
+
 static tk_err read_result(json_t *root, tk_result *out, tk_diag *diag)
 {
     const char *outcome = json_string_value(json_object_get(root, "outcome"));
@@ -96,7 +112,8 @@ static tk_err read_result(json_t *root, tk_result *out, tk_diag *diag)
     (void)snprintf(out->outcome, sizeof out->outcome, "%s", outcome);
     out->reason = tk_strdup(reason ? reason : "");
     if (!out->reason) return no_memory(diag);
-    const tk_err err = read_heads(root, out, diag);
+    tk_err err = read_heads(root, out, diag);
+    if (err == TK_OK) err = read_judged(root, out, diag);
     if (err != TK_OK) return err;
     char *record = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));
     out->record = record ? tk_strdup(record) : NULL;
@@ -132,5 +149,6 @@ void tk__result_fini(tk_result *result)
     tk_free(result->heads);
     tk_free(result->reason);
     tk_free(result->record);
+    tk_free(result->judged);
     *result = (tk_result){0};
 }

@@ -65,13 +65,14 @@ static bool set_reason(tk_job *job, const char *reason)
     return true;
 }
 
-/* Writes the job's row with an event, and tells the watchers. */
-static tk_err record(tk_jobs *jobs, const tk_job *job, tk_job_event *event, const char *result,
+/* Writes the job's row with an event (and with `result` what it leaves), and tells the watchers. */
+static tk_err record(tk_jobs *jobs, const tk_job *job, tk_job_event *event, const tk_result *result,
                      tk_diag *diag)
 {
     event->state = job->state;
     event->sequence = tk__hub_number(&jobs->hub);
-    const tk_err err = tk_store_job_update(jobs->store, job, event, result, diag);
+    const tk_err err = tk_store_job_update(jobs->store, job, event, result ? result->record : NULL,
+                                           result ? result->judged : NULL, diag);
     if (err == TK_OK) tk__hub_push(&jobs->hub, event);
     return err;
 }
@@ -97,7 +98,7 @@ static void rest(tk_jobs *jobs, int64_t ms)
 /* The job's end, other than a commit. A disk that takes nothing is waited for: an end that is not
  * on the disk has not happened. */
 static void end_job(tk_jobs *jobs, tk_job *job, const char *dir, tk_job_state state,
-                    const char *outcome, const char *reason, const char *result)
+                    const char *outcome, const char *reason, const tk_result *result)
 {
     tk_diag diag = {{0}};
     tk_job_event event = {0};
@@ -336,6 +337,7 @@ static tk_err prepare(tk_jobs *jobs, tk_job *job, const char *dir, tk_version *b
     if (err == TK_OK && !resume) err = resolve_recipe(jobs, job, base, diag);
     if (err == TK_OK) err = tk_files_make_dir(dir, diag);
     if (err == TK_OK) err = tk__job_file_write(jobs, job, base->number ? base : NULL, dir, diag);
+    if (err == TK_OK) err = tk_store_curve_rewind(jobs->store, job->id, resume, diag);
     if (err != TK_OK) return err;
     job->state = TK_JOB_RUNNING;
     job->base_version = base->number;
@@ -415,7 +417,7 @@ static void conclude(tk_jobs *jobs, tk_job *job, const char *dir)
         return;
     }
     if (strcmp(result.outcome, "reject") == 0)
-        end_job(jobs, job, dir, TK_JOB_REJECTED, result.outcome, result.reason, result.record);
+        end_job(jobs, job, dir, TK_JOB_REJECTED, result.outcome, result.reason, &result);
     else
         commit(jobs, job, dir, &result);
     tk__result_fini(&result);

@@ -12,6 +12,7 @@
 
 #include "engine/linear.h"
 #include "engine/mem.h"
+#include "heads/stack.h"
 
 struct tk_snapshot {
     atomic_size_t refs;
@@ -23,10 +24,14 @@ struct tk_snapshot {
     tk_precision_choice choice;
     size_t n_heads;
     tk_head **heads; /* sorted by id */
+    tk_stack stack;  /* of their adapters, in that order */
     /* executor thread: */
     size_t max_batch, features, max_classes;
     float *input;    /* [max_batch][crop][crop][3] */
     float *vectors;  /* [max_batch][features] */
+    float *z;        /* [max_batch][stack's width] */
+    bool *rows;      /* [stack's rank], which the batch asks for */
+    float *inputs;   /* [threads][stack's widest] */
     float *logits;   /* [threads][max_classes] */
     tk_top *ranking; /* [threads][max_classes] */
 };
@@ -39,8 +44,12 @@ static void destroy(tk_snapshot *s)
     for (size_t i = 0; i < s->n_heads; i++)
         tk_head_destroy(s->heads[i]);
     tk_free(s->heads);
+    tk_stack_fini(&s->stack);
     tk_free(s->input);
     tk_free(s->vectors);
+    tk_free(s->z);
+    tk_free(s->rows);
+    tk_free(s->inputs);
     tk_free(s->logits);
     tk_free(s->ranking);
     tk_free(s);
@@ -62,14 +71,31 @@ static tk_err make_buffers(tk_snapshot *s)
     const size_t pixels = (size_t)s->preproc.crop * s->preproc.crop * 3;
     s->input = tk_aligned_calloc(s->max_batch * pixels, sizeof *s->input);
     s->vectors = tk_aligned_calloc(s->max_batch * s->features, sizeof *s->vectors);
+    s->z = tk_aligned_calloc(s->max_batch * tk_stack_width(&s->stack) + 1, sizeof *s->z);
+    s->rows = tk_calloc(tk_stack_rank(&s->stack) + 1, sizeof *s->rows);
+    s->inputs = tk_aligned_calloc(threads * tk_stack_widest(&s->stack), sizeof *s->inputs);
     s->logits = tk_aligned_calloc(threads * s->max_classes, sizeof *s->logits);
     s->ranking = tk_calloc(threads * s->max_classes, sizeof *s->ranking);
-    return s->input && s->vectors && s->logits && s->ranking ? TK_OK : TK_NOMEM;
+    return s->input && s->vectors && s->z && s->rows && s->inputs && s->logits && s->ranking
+               ? TK_OK
+               : TK_NOMEM;
 }
 
 static tk_err no_memory(const tk_snapshot *s, tk_diag *diag)
 {
     return tk_fail(diag, TK_NOMEM, "no memory for version %llu", (unsigned long long)s->number);
+}
+
+/* All adapters as one side of the plan. */
+static tk_err stack_adapters(tk_snapshot *s, tk_diag *diag)
+{
+    tk_err err =
+        tk_stack_of_heads(&s->stack, s->arch, s->n_heads, (const tk_head *const *)s->heads);
+    if (err != TK_OK) return no_memory(s, diag);
+    const tk_side side = tk_stack_side(&s->stack);
+    err = tk_plan_set_side(s->plan, &side, diag);
+    tk_stack_drop_data(&s->stack);
+    return err;
 }
 
 static tk_err build(tk_snapshot *s, tk_model *model, unsigned threads, unsigned asked,
@@ -79,7 +105,7 @@ static tk_err build(tk_snapshot *s, tk_model *model, unsigned threads, unsigned 
     s->preproc = model->preproc;
     s->features = tk_arch_features(s->arch);
     if (tk_pool_create(&s->pool, threads) != TK_OK) return no_memory(s, diag);
-    const tk_err err =
+    tk_err err =
         tk_precision_choose(&s->plan, model, asked, s->max_batch, s->pool, &s->choice, diag);
     if (err != TK_OK) return err;
     tk_plan_describe(s->plan, s->choice.plan, sizeof s->choice.plan);
@@ -88,6 +114,8 @@ static tk_err build(tk_snapshot *s, tk_model *model, unsigned threads, unsigned 
     model->heads = NULL;
     model->n_heads = 0;
     if (s->n_heads > 1) qsort(s->heads, s->n_heads, sizeof *s->heads, by_id);
+    err = stack_adapters(s, diag);
+    if (err != TK_OK) return err;
     return make_buffers(s) == TK_OK ? TK_OK : no_memory(s, diag);
 }
 
@@ -153,7 +181,9 @@ size_t tk_snapshot_bytes(const tk_snapshot *s)
 {
     size_t bytes = tk_plan_bytes(s->plan);
     for (size_t i = 0; i < s->n_heads; i++) {
-        bytes += s->heads[i]->classes * (s->features + 1) * sizeof(float);
+        const tk_head *head = s->heads[i];
+        bytes += head->classes * (head->width + 1) * sizeof(float);
+        if (head->rank > 0) bytes += tk_side_size(s->arch, head->rank) * sizeof(float);
     }
     return bytes;
 }
@@ -262,6 +292,22 @@ static void render_one(void *arg, size_t task, size_t thread)
     tk_view_render(p, ctx->passes[task].canvas, p->crop, &view, x);
 }
 
+/* Place of one of the snapshot's own heads. */
+static size_t index_of(const tk_snapshot *s, const tk_head *head)
+{
+    tk_head *const *at = bsearch(&head, s->heads, s->n_heads, sizeof *s->heads, by_id);
+    return (size_t)(at - s->heads);
+}
+
+/* What the head's linear layer reads of image `task`. */
+static const float *input_of(const tk_snapshot *s, const tk_head *head, size_t task, float *x)
+{
+    const float *features = s->vectors + task * s->features;
+    if (head->rank == 0) return features;
+    return tk_stack_input(&s->stack, index_of(s, head), 1, features,
+                          s->z + task * tk_stack_width(&s->stack), x);
+}
+
 /* Each image by itself (n = 1), so that the bits cannot depend on its neighbours. */
 static void answer_one(void *arg, size_t task, size_t thread)
 {
@@ -269,22 +315,39 @@ static void answer_one(void *arg, size_t task, size_t thread)
     tk_snapshot *s = ctx->s;
     const tk_pass *pass = &ctx->passes[task];
     float *logits = s->logits + thread * s->max_classes;
+    float *x = s->inputs + thread * tk_stack_widest(&s->stack);
     tk_top *ranking = s->ranking + thread * s->max_classes;
     tk_top *top = pass->top;
     for (size_t h = 0; h < pass->n_heads; h++) {
         const tk_head *head = pass->heads[h];
-        tk_linear_forward(1, s->features, head->classes, s->vectors + task * s->features,
-                          head->weight, head->bias, logits);
+        tk_linear_forward(1, head->width, head->classes, input_of(s, head, task, x), head->weight,
+                          head->bias, logits);
         softmax_top(head->classes, logits, pass->k[h], ranking, top);
         top += pass->k[h];
     }
+}
+
+/* Marks the rows of the adapters that the batch goes through; false: there is none. */
+static bool mark_rows(tk_snapshot *s, size_t n, const tk_pass *passes)
+{
+    bool any = false;
+    memset(s->rows, 0, tk_stack_rank(&s->stack) * sizeof *s->rows);
+    for (size_t i = 0; i < n; i++)
+        for (size_t h = 0; h < passes[i].n_heads; h++) {
+            const tk_head *head = passes[i].heads[h];
+            if (head->rank == 0) continue;
+            tk_stack_mark(&s->stack, index_of(s, head), s->rows);
+            any = true;
+        }
+    return any;
 }
 
 void tk_snapshot_run(tk_snapshot *s, size_t n, const tk_pass *passes)
 {
     run_ctx ctx = {s, passes};
     tk_pool_run(s->pool, n, render_one, &ctx);
-    tk_plan_run(s->plan, n, s->input, s->vectors);
+    tk_plan_run_side(s->plan, n, s->input, s->vectors, mark_rows(s, n, passes) ? s->z : NULL,
+                     s->rows);
     tk_pool_run(s->pool, n, answer_one, &ctx);
 }
 

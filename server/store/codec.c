@@ -186,7 +186,7 @@ tk_err tk__decode_settings(const char *text, tk_setting **out, size_t *n, tk_dia
     return TK_OK;
 }
 
-/* -- measures: {"head", "accuracy", "change", "tolerance", "n", "agreement"} -- */
+/* -- measures: {"head", "accuracy", "change", "tolerance", "floor", "n", "agreement"} -- */
 
 static json_t *measures_to_json(const tk_measure *heads, size_t n)
 {
@@ -194,11 +194,11 @@ static json_t *measures_to_json(const tk_measure *heads, size_t n)
     bool good = root != NULL;
     for (size_t i = 0; i < n && good; i++) {
         const tk_measure *m = &heads[i];
-        good = json_array_append_new(root, json_pack("{s:s,s:o,s:o,s:o,s:I,s:b}", "head", m->head,
-                                                     "accuracy", number(m->accuracy), "change",
-                                                     number(m->change), "tolerance",
-                                                     number(m->tolerance), "n", (json_int_t)m->n,
-                                                     "agreement", (int)m->agreement)) == 0;
+        good = json_array_append_new(
+                   root, json_pack("{s:s,s:o,s:o,s:o,s:o,s:I,s:b}", "head", m->head, "accuracy",
+                                   number(m->accuracy), "change", number(m->change), "tolerance",
+                                   number(m->tolerance), "floor", number(m->floor), "n",
+                                   (json_int_t)m->n, "agreement", (int)m->agreement)) == 0;
     }
     if (good) return root;
     json_decref(root);
@@ -214,6 +214,7 @@ static void measures_of_json(const json_t *root, tk_measure *heads, size_t n)
         heads[i].accuracy = number_of(json_object_get(o, "accuracy"));
         heads[i].change = number_of(json_object_get(o, "change"));
         heads[i].tolerance = number_of(json_object_get(o, "tolerance"));
+        heads[i].floor = number_of(json_object_get(o, "floor"));
         heads[i].n = count_of(json_object_get(o, "n"));
         heads[i].agreement = json_is_true(json_object_get(o, "agreement"));
     }

@@ -17,9 +17,8 @@
 #include "store/files.h"
 #include "store/store_internal.h"
 
-enum { SCHEMA = 1 };
-
-static const char schema_sql[] =
+/* Each script makes the next schema of the one before; a fresh store runs them all. */
+static const char schema_1[] =
     "CREATE TABLE tenants(id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,"
     " created INTEGER NOT NULL);"
     /* tenant NULL: an admin's */
@@ -69,6 +68,37 @@ static const char schema_sql[] =
     "CREATE TABLE events(job INTEGER NOT NULL REFERENCES jobs(id), sequence INTEGER NOT NULL,"
     " body TEXT NOT NULL, PRIMARY KEY(job, sequence)) WITHOUT ROWID;"
     "PRAGMA user_version = 1;";
+
+#define DECISIONS_GUARD                                                                            \
+    "CREATE TRIGGER decisions_change BEFORE UPDATE ON decisions"                                   \
+    " BEGIN SELECT RAISE(ABORT, 'a decision of the gate cannot be changed'); END;"                 \
+    "CREATE TRIGGER decisions_delete BEFORE DELETE ON decisions"                                   \
+    " BEGIN SELECT RAISE(ABORT, 'a decision of the gate cannot be deleted'); END;"
+
+static const char schema_2[] =
+    /* judged: JSON, judgement.c */
+    "CREATE TABLE decisions(job INTEGER PRIMARY KEY REFERENCES jobs(id), base INTEGER NOT NULL,"
+    " base_sha TEXT NOT NULL, version INTEGER NOT NULL, sha TEXT NOT NULL, outcome TEXT NOT NULL,"
+    " reason TEXT NOT NULL, decided INTEGER NOT NULL, judged TEXT NOT NULL);" DECISIONS_GUARD
+    /* body: JSON of an event that has heads, codec.c */
+    "CREATE TABLE curves(job INTEGER NOT NULL REFERENCES jobs(id), sequence INTEGER NOT NULL,"
+    " stage TEXT NOT NULL, step INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY(job, sequence))"
+    " WITHOUT ROWID;"
+    /* the lowest accuracy of each head while a job trained, from its curve; head: "tenant/name" */
+    "CREATE TABLE lows(job INTEGER NOT NULL REFERENCES jobs(id), head TEXT NOT NULL,"
+    " accuracy REAL NOT NULL, PRIMARY KEY(job, head)) WITHOUT ROWID;"
+    "PRAGMA user_version = 2;";
+
+static const char *const schemas[] = {schema_1, schema_2};
+enum { SCHEMA = sizeof schemas / sizeof *schemas };
+
+tk_err tk__decisions_guard_locked(tk_store *store, bool on, tk_diag *diag)
+{
+    return tk__db_script(store->db,
+                         on ? DECISIONS_GUARD
+                            : "DROP TRIGGER decisions_change; DROP TRIGGER decisions_delete;",
+                         diag);
+}
 
 int64_t tk__now_ms(void)
 {
@@ -158,16 +188,17 @@ static tk_err open_records(tk_store *store, tk_diag *diag)
     if (err != TK_OK) return err;
     int64_t version;
     err = tk__db_int(store->db, &version, 0, diag, "PRAGMA user_version", "");
-    if (err == TK_OK && version == 0) {
-        err = tk__db_begin(store->db, diag);
-        if (err == TK_OK)
-            err = tk__db_end(store->db, tk__db_script(store->db, schema_sql, diag), diag);
-    } else if (err == TK_OK && version != SCHEMA) {
-        err = tk_fail(diag, TK_PRECONDITION,
-                      "%s: the store has schema %lld; this server knows %d. Use a newer one",
-                      store->dir, (long long)version, (int)SCHEMA);
-    }
-    return err;
+    if (err != TK_OK) return err;
+    if (version < 0 || version > SCHEMA)
+        return tk_fail(diag, TK_PRECONDITION,
+                       "%s: the store has schema %lld; this server knows %d. Use a newer one",
+                       store->dir, (long long)version, (int)SCHEMA);
+    if (version == SCHEMA) return TK_OK;
+    err = tk__db_begin(store->db, diag);
+    if (err != TK_OK) return err;
+    for (; version < SCHEMA && err == TK_OK; version++)
+        err = tk__db_script(store->db, schemas[version], diag);
+    return tk__db_end(store->db, err, diag);
 }
 
 /* The version that is served must be there. */
@@ -191,7 +222,8 @@ static tk_err sweep_jobs(tk_store *store, tk_diag *diag)
 {
     tk_err err = TK_OK;
     int64_t last, live;
-    err = tk__db_int(store->db, &last, 0, diag, "SELECT seq FROM sqlite_sequence WHERE name = 'jobs'", "");
+    err = tk__db_int(store->db, &last, 0, diag,
+                     "SELECT seq FROM sqlite_sequence WHERE name = 'jobs'", "");
     for (int64_t id = 1; err == TK_OK && id <= last; id++) {
         char *path = tk_store_job_dir(store, (uint64_t)id);
         if (!path) return no_memory(diag);
@@ -262,6 +294,17 @@ void tk_store_close(tk_store *store)
 const char *tk_store_dir(const tk_store *store)
 {
     return store->dir;
+}
+
+bool tk__list_grow(void **items, size_t n, size_t *cap, size_t size)
+{
+    if (n < *cap) return true;
+    const size_t more = *cap ? 2 * *cap : 8;
+    void *grown = tk_realloc(*items, more * size);
+    if (!grown) return false;
+    *items = grown;
+    *cap = more;
+    return true;
 }
 
 tk_err tk__store_begin(tk_store *store, tk_diag *diag)

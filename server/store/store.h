@@ -1,7 +1,7 @@
 /* The store: everything that outlives the daemon, in one directory.
  *
  *     DIR/lock            held by the server that owns the store; a second one is refused
- *     DIR/trunkd.sqlite   records (WAL, synchronous=FULL)
+ *     DIR/trunkd.sqlite   records (WAL, synchronous=FULL); an older schema is brought up to date
  *     DIR/admin.token     the first admin token, mode 0600; made once
  *     DIR/objects/ab/...  content-addressed files: versions, data sets, validation packs
  *     DIR/tmp/            files in progress; emptied at start
@@ -29,6 +29,7 @@
 
 #include "engine/err.h"
 #include "engine/image.h"
+#include "heads/gate.h"
 
 typedef struct tk_store tk_store;
 
@@ -286,6 +287,8 @@ typedef struct tk_commit {
     uint64_t job;                     /* that ends COMMITTED with this transaction; 0: none */
     const char *outcome;              /* of the job: "commit" or "probe" */
     const char *record;               /* of the job: its result.json; may be NULL */
+    const char *judged;               /* of the job: what the gate said, for tk_judgement_parse();
+                                         may be NULL */
     const struct tk_job_event *event; /* of the job, its last; may be NULL */
     const char *forget_packs_of;      /* id of a head whose older validation packs go (retention
                                          nothing); may be NULL */
@@ -352,6 +355,7 @@ typedef struct tk_measure {
     char head[TK_HEAD_ID_SIZE];
     double accuracy, change; /* change: against the version that the job started from */
     double tolerance;
+    double floor; /* what the gate asks for; NaN: nothing, or not known */
     uint64_t n;
     bool agreement;
 } tk_measure;
@@ -404,14 +408,82 @@ TK_MUST tk_err tk_store_job_next(tk_store *store, tk_job *out, tk_diag *diag);
 /* Marks a job that has not ended as to be cancelled. */
 TK_MUST tk_err tk_store_job_cancel(tk_store *store, uint64_t id, tk_diag *diag);
 /* Writes state, recipe, outcome, reason, base_version, started_ms, ended_ms, heads, attempts,
- * failures, and with them `event` and `record` (result.json), which may be NULL. A job that has
- * ended stays as it is: TK_PRECONDITION. */
+ * failures, and with them `event` (one with heads also goes into the job's curve), `record`
+ * (result.json) and `judged` (for tk_judgement_parse(); makes the gate's decision about a job that
+ * ends without a version), which may be NULL. A job that has ended stays as it is: TK_PRECONDITION.
+ */
 TK_MUST tk_err tk_store_job_update(tk_store *store, const tk_job *job,
                                    const struct tk_job_event *event, const char *record,
-                                   tk_diag *diag);
+                                   const char *judged, tk_diag *diag);
 /* result.json of an ended job; tk_free(). TK_NOTFOUND: none kept. */
 TK_MUST tk_err tk_store_job_record(tk_store *store, int64_t tenant, uint64_t id, char **out,
                                    tk_diag *diag);
+
+/* -- decisions of the gate -- */
+
+/* How one existing head was judged. */
+typedef struct tk_judged_head {
+    char id[TK_HEAD_ID_SIZE];
+    tk_gate_record gate; /* its `head` is NULL */
+} tk_judged_head;
+
+/* How one head, also the new one, fares in a precision other than fp32. */
+typedef struct tk_judged_precision {
+    char id[TK_HEAD_ID_SIZE];
+    tk_precision precision;
+    tk_precision_check check;
+} tk_judged_precision;
+
+typedef struct tk_judgement {
+    size_t n_heads, n_checks;
+    tk_judged_head *heads;
+    tk_judged_precision *checks; /* by precision; none when nothing was measured, or kept */
+} tk_judgement;
+
+/* Reads {"gate": [...], "precisions": {...}} as in result.json (trainer/protocol.md). TK_BADDATA:
+ * something is missing, or counts that cannot be. */
+TK_MUST tk_err tk_judgement_parse(const char *text, tk_judgement *out, tk_diag *diag);
+void tk_judgement_fini(tk_judgement *judgement);
+
+/* Written in the transaction that ends its job, and never changed: it goes on naming a head that
+ * was deleted since. */
+typedef struct tk_decision {
+    uint64_t job;
+    uint64_t base_version, version;               /* base 0: a fresh trunk; version 0: rejected */
+    char base_sha[TK_SHA_SIZE], sha[TK_SHA_SIZE]; /* of the versions' files then; "": no file */
+    char outcome[16];                             /* "commit", "probe", "reject" */
+    char *reason;
+    int64_t decided_ms;
+    tk_judgement judged;
+} tk_decision;
+
+/* TK_NOTFOUND: no such job. TK_PRECONDITION: the gate has not judged it, and why. */
+TK_MUST tk_err tk_store_decision_get(tk_store *store, int64_t tenant, uint64_t job,
+                                     tk_decision *out, tk_diag *diag);
+void tk_decision_fini(tk_decision *decision);
+
+/* Which version learned what, and what it cost on the way, of all tenants. Oldest first. */
+typedef struct tk_lesson {
+    uint64_t version, job;
+    char head[TK_HEAD_ID_SIZE]; /* that the job trained; it may be gone by now */
+} tk_lesson;
+
+/* The lowest accuracy of a head over the evaluations of stage train of the job that made a version;
+ * measured on labelled images. */
+typedef struct tk_low {
+    uint64_t version;
+    char head[TK_HEAD_ID_SIZE];
+    double accuracy;
+} tk_low;
+
+typedef struct tk_lessons {
+    size_t n, n_lows;
+    tk_lesson *items;
+    tk_low *lows; /* by version, then head */
+} tk_lessons;
+
+TK_MUST tk_err tk_store_lessons(tk_store *store, tk_lessons *out, tk_diag *diag);
+void tk_lessons_fini(tk_lessons *list);
 
 /* -- events of jobs -- */
 
@@ -443,6 +515,14 @@ TK_MUST tk_err tk_store_event_list(tk_store *store, uint64_t job, uint64_t after
  * crash. */
 TK_MUST tk_err tk_store_event_reserve(tk_store *store, uint64_t job, uint64_t count,
                                       uint64_t *first, tk_diag *diag);
+/* The curve of a job: each of its validations once, however often it was resumed, by stage and
+ * step. They stay with the job. */
+TK_MUST tk_err tk_store_curve_list(tk_store *store, uint64_t job, tk_job_events *out,
+                                   tk_diag *diag);
+/* An attempt begins: what it will measure again goes. `resumed`: training goes on from a
+ * checkpoint, and its points stay. */
+TK_MUST tk_err tk_store_curve_rewind(tk_store *store, uint64_t job, bool resumed, tk_diag *diag);
+
 TK_MUST tk_err tk_job_event_copy(tk_job_event *to, const tk_job_event *from);
 void tk_job_event_fini(tk_job_event *event);
 void tk_job_events_fini(tk_job_events *list);

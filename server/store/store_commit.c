@@ -137,21 +137,30 @@ static tk_err write_head_locked(tk_store *store, const tk_commit *commit,
 static tk_err end_job_locked(tk_store *store, const tk_commit *commit, const tk_measure *measures,
                              tk_diag *diag)
 {
+    const int64_t now = tk__now_ms();
     char *heads = tk__encode_measures(measures, commit->n_heads);
     if (!heads) return no_memory(diag);
-    tk_err err = tk__db_run(
-        store->db, diag,
-        "UPDATE jobs SET state = ?, outcome = ?, reason = ?, version = ?, ended = ?,"
-        " record = ?, heads = ? WHERE id = ? AND state < 2",
-        "ittiitti", (int64_t)TK_JOB_COMMITTED, commit->outcome ? commit->outcome : "commit",
-        commit->reason, (int64_t)commit->number, tk__now_ms(), commit->record, heads,
-        (int64_t)commit->job);
+    const tk__decision_row decision = {.job = commit->job,
+                                       .base = commit->expect_current,
+                                       .version = commit->number,
+                                       .sha = commit->model->sha,
+                                       .outcome = commit->outcome ? commit->outcome : "commit",
+                                       .reason = commit->reason,
+                                       .judged = commit->judged,
+                                       .decided_ms = now};
+    tk_err err =
+        tk__db_run(store->db, diag,
+                   "UPDATE jobs SET state = ?, outcome = ?, reason = ?, version = ?, ended = ?,"
+                   " record = ?, heads = ? WHERE id = ? AND state < 2",
+                   "ittiitti", (int64_t)TK_JOB_COMMITTED, decision.outcome, commit->reason,
+                   (int64_t)commit->number, now, commit->record, heads, (int64_t)commit->job);
     free(heads);
     if (err == TK_OK && tk__db_changes(store->db) != 1)
         err = tk_fail(diag, TK_PRECONDITION, "job %llu: has ended already",
                       (unsigned long long)commit->job);
     if (err == TK_OK && commit->event)
         err = tk__event_add_locked(store, commit->job, commit->event, diag);
+    if (err == TK_OK && commit->judged) err = tk__decision_add_locked(store, &decision, diag);
     return err;
 }
 
@@ -186,6 +195,7 @@ tk_err tk__version_commit_locked(tk_store *store, const tk_commit *commit, tk_di
     for (size_t i = 0; i < commit->n_heads && err == TK_OK; i++) {
         const tk_version_head *head = &commit->heads[i];
         measures[i] = (tk_measure){.accuracy = head->accuracy,
+                                   .floor = (double)NAN,
                                    .tolerance = head->tolerance,
                                    .n = head->n,
                                    .agreement = head->agreement};
@@ -276,6 +286,12 @@ static tk_err delete_head_locked(tk_store *store, int64_t id, const tk_commit *c
 {
     tk_err err = check_not_trained_locked(store, id, diag);
     if (err == TK_OK) err = tk__versions_replace_locked(store, scrubbed, n, diag);
+    if (err == TK_OK)
+        err =
+            tk__db_run(store->db, diag,
+                       "DELETE FROM lows WHERE head = (SELECT t.name || '/' || h.name FROM heads h"
+                       " JOIN tenants t ON t.id = h.tenant WHERE h.id = ?)",
+                       "i", id);
     if (err == TK_OK)
         err = tk__db_run(store->db, diag, "DELETE FROM version_heads WHERE head = ?", "i", id);
     if (err == TK_OK) err = tk__db_run(store->db, diag, "DELETE FROM heads WHERE id = ?", "i", id);

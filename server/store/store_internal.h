@@ -47,6 +47,9 @@ struct tk_store {
 /* `dir`/`a`, tk_free(); NULL: no memory. */
 char *tk__store_path(const tk_store *store, const char *a);
 int64_t tk__now_ms(void);
+/* Room for one more element: doubles `*items` (of `size` bytes each) when it is full. False: no
+ * memory. */
+bool tk__list_grow(void **items, size_t n, size_t *cap, size_t size);
 
 /* -- store.c -- */
 
@@ -57,6 +60,9 @@ TK_MUST tk_err tk__store_end(tk_store *store, tk_err err, tk_diag *diag);
 /* Bytes that a tenant's data sets and validation packs take. */
 TK_MUST tk_err tk__store_tenant_bytes_locked(tk_store *store, int64_t tenant, uint64_t *out,
                                              tk_diag *diag);
+/* The gate's decisions cannot be changed or deleted but between these two, within the transaction
+ * of a tenant that leaves. */
+TK_MUST tk_err tk__decisions_guard_locked(tk_store *store, bool on, tk_diag *diag);
 /* Number of the current version, 0: none. */
 TK_MUST tk_err tk__store_current_locked(tk_store *store, uint64_t *out, tk_diag *diag);
 
@@ -76,6 +82,21 @@ void tk__objects_fini(tk_store *store);
 
 TK_MUST tk_err tk__event_add_locked(tk_store *store, uint64_t job, const tk_job_event *event,
                                     tk_diag *diag);
+/* Adds a validation to the job's curve. One of stage train takes the place of those from its step
+ * on: training went back. */
+TK_MUST tk_err tk__curve_add_locked(tk_store *store, uint64_t job, const tk_job_event *event,
+                                    tk_diag *diag);
+
+/* -- store_decisions.c -- */
+
+typedef struct tk__decision_row {
+    uint64_t job, base, version;           /* version 0: rejected */
+    const char *sha;                       /* of the candidate; "": none was written */
+    const char *outcome, *reason, *judged; /* judged: for tk_judgement_parse() */
+    int64_t decided_ms;
+} tk__decision_row;
+/* Writes the decision, and the lows of the job's curve. With the job's end, in its transaction. */
+TK_MUST tk_err tk__decision_add_locked(tk_store *store, const tk__decision_row *row, tk_diag *diag);
 
 /* -- store_tenants.c -- */
 

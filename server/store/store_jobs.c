@@ -235,6 +235,18 @@ tk_err tk_store_job_add(tk_store *store, tk_job *job, tk_diag *diag)
 
 /* -- progress -- */
 
+static tk_err decide_locked(tk_store *store, const tk_job *job, const char *judged, tk_diag *diag)
+{
+    const tk__decision_row row = {.job = job->id,
+                                  .base = job->base_version,
+                                  .sha = "",
+                                  .outcome = job->outcome,
+                                  .reason = job->reason ? job->reason : "",
+                                  .judged = judged,
+                                  .decided_ms = job->ended_ms};
+    return tk__decision_add_locked(store, &row, diag);
+}
+
 static tk_err update_locked(tk_store *store, const tk_job *job, const char *heads,
                             const char *record, tk_diag *diag)
 {
@@ -254,7 +266,7 @@ static tk_err update_locked(tk_store *store, const tk_job *job, const char *head
 }
 
 tk_err tk_store_job_update(tk_store *store, const tk_job *job, const tk_job_event *event,
-                           const char *record, tk_diag *diag)
+                           const char *record, const char *judged, tk_diag *diag)
 {
     char *heads = tk__encode_measures(job->heads, job->n_heads);
     if (!heads) return no_memory(diag);
@@ -262,6 +274,9 @@ tk_err tk_store_job_update(tk_store *store, const tk_job *job, const tk_job_even
     if (err == TK_OK) {
         err = update_locked(store, job, heads, record, diag);
         if (err == TK_OK && event) err = tk__event_add_locked(store, job->id, event, diag);
+        if (err == TK_OK && event && event->n_heads > 0)
+            err = tk__curve_add_locked(store, job->id, event, diag);
+        if (err == TK_OK && judged) err = decide_locked(store, job, judged, diag);
         err = tk__store_end(store, err, diag);
     }
     free(heads);

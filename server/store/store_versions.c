@@ -13,18 +13,6 @@ static tk_err no_memory(tk_diag *diag)
     return tk_fail(diag, TK_NOMEM, "store: out of memory");
 }
 
-/* Room for one more element: doubles `*items` (of `size` bytes each) when it is full. */
-static bool grow(void **items, size_t n, size_t *cap, size_t size)
-{
-    if (n < *cap) return true;
-    const size_t more = *cap ? 2 * *cap : 8;
-    void *grown = tk_realloc(*items, more * size);
-    if (!grown) return false;
-    *items = grown;
-    *cap = more;
-    return true;
-}
-
 /* Columns that read_head() expects, from version_heads v, heads h, tenants t. */
 #define HEAD_COLUMNS                                                                               \
     "v.version, t.name, h.tenant, h.name, h.born, h.created, v.tolerance, v.best, v.accuracy,"     \
@@ -101,7 +89,7 @@ static tk_err read_heads_locked(tk_store *store, int64_t tenant, unsigned with, 
                       "ii", (int64_t)version->number, tenant);
     while (err == TK_OK && tk__rows_next(&rows)) {
         void *items = version->heads;
-        if (!grow(&items, version->n_heads, &cap, sizeof *version->heads)) {
+        if (!tk__list_grow(&items, version->n_heads, &cap, sizeof *version->heads)) {
             err = no_memory(diag);
             break;
         }
@@ -138,7 +126,7 @@ static tk_err read_versions_locked(tk_store *store, int64_t tenant, uint64_t num
         "ii", (int64_t)number, limit ? (int64_t)limit : (int64_t)-1);
     while (err == TK_OK && tk__rows_next(&rows)) {
         void *items = out->items;
-        if (!grow(&items, out->n, &cap, sizeof *out->items)) {
+        if (!tk__list_grow(&items, out->n, &cap, sizeof *out->items)) {
             err = no_memory(diag);
             break;
         }
@@ -214,7 +202,7 @@ static tk_err read_history_locked(tk_store *store, int64_t tenant, const char *h
         "iti", tenant, head ? head : "", (int64_t)history);
     while (err == TK_OK && tk__rows_next(&rows)) {
         void *items = out->items;
-        if (!grow(&items, out->n, &cap, sizeof *out->items)) {
+        if (!tk__list_grow(&items, out->n, &cap, sizeof *out->items)) {
             err = no_memory(diag);
             break;
         }

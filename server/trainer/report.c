@@ -90,14 +90,17 @@ bool report_validation(const tk_job_validation *v)
     put(o, "stage", json_string(tk_stage_name(v->stage)));
     put(o, "step", count(v->step));
     put(o, "epoch", count(v->epoch));
+    if (v->stage == TK_STAGE_TRAIN) put(o, "loss", losses_to_json(&v->losses));
     for (size_t h = 0; h <= v->n_others; h++) {
         const tk_validation *now = &v->now[h];
         json_t *e = json_object();
         put(e, "head", text(now->head));
         put(e, "accuracy", number(tk_validation_accuracy(now)));
-        if (h < v->n_others)
+        if (h < v->n_others) {
             put(e, "change",
                 number(tk_validation_accuracy(now) - tk_validation_accuracy(&v->before[h])));
+            put(e, "floor", number(v->gate[h].floor));
+        }
         put(e, "n", count(now->n));
         put(e, "source", json_string(now->agreement ? "agreement" : "validation"));
         json_array_append_new(heads, e);
@@ -186,10 +189,12 @@ static json_t *gate_to_json(const tk_gate_record *g)
     put(o, "before", number(g->before));
     put(o, "after", number(g->after));
     put(o, "tolerance", number(g->tolerance));
+    put(o, "sigma", number(g->sigma));
     put(o, "floor", number(g->floor));
     put(o, "drop", number(g->drop));
     put(o, "se", number(g->se));
     put(o, "n", count(g->n));
+    put(o, "right_before", count(g->right_before));
     put(o, "n01", count(g->n01));
     put(o, "n10", count(g->n10));
     put(o, "source", json_string(g->agreement ? "agreement" : "validation"));
@@ -218,6 +223,7 @@ static json_t *curve_to_json(const tk_job_result *r)
         json_t *o = json_object();
         put(o, "epoch", count(e + 1));
         put(o, "rate", number(p->rate));
+        put(o, "strength", number(p->strength));
         put(o, "loss", losses_to_json(&p->losses));
         put(o, "norm", number(p->losses.norm));
         if (p->validated != 0) {
@@ -227,6 +233,22 @@ static json_t *curve_to_json(const tk_job_result *r)
         json_array_append_new(curve, o);
     }
     return curve;
+}
+
+static json_t *trials_to_json(const tk_job_result *r)
+{
+    json_t *trials = json_array();
+    for (size_t i = 0; i < r->n_trials; i++) {
+        const tk_trial *t = &r->trials[i];
+        json_t *o = json_object();
+        put(o, "strength", number(t->strength));
+        put(o, "epochs", count(t->epochs));
+        put(o, "admissible", json_boolean(t->admissible));
+        put(o, "improved", json_boolean(t->improved));
+        put(o, "worth", t->admissible ? number(t->worth) : json_null());
+        json_array_append_new(trials, o);
+    }
+    return trials;
 }
 
 static json_t *check_to_json(const char *head, const tk_precision_check *c)
@@ -287,8 +309,10 @@ static json_t *training_to_json(const tk_job_result *r)
     put(o, "best_epoch", count(r->best_epoch));
     put(o, "alpha", number(r->alpha));
     put(o, "probe_accuracy", number(r->probe_accuracy));
+    put(o, "adapter_accuracy", number(r->adapter_accuracy));
     put(o, "joint_accuracy", number(r->joint_accuracy));
     put(o, "fisher_scale", number(r->fisher_scale));
+    put(o, "trials", trials_to_json(r));
     put(o, "curve", curve_to_json(r));
     return o;
 }
@@ -339,7 +363,8 @@ tk_err report_result(const char *dir, const char *job, const tk_job_opts *opts,
 {
     char path[4096];
     json_t *o = result_to_json(dir, job, opts, result);
-    char *dump = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    /* 17 digits: the gate's decision can be made again, to the bit. */
+    char *dump = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(17));
     json_decref(o);
     if (!dump) return tk_fail(diag, TK_NOMEM, "result.json: out of memory");
     snprintf(path, sizeof path, "%s/result.json", dir);

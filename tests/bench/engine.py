@@ -31,6 +31,7 @@ CASES = [
     "infer resnet18 64 1 2 fp32", "infer resnet18 64 32 2 fp32",
     "train resnet18 64 64 1 fp32", "train resnet18 64 64 2 fp32",
     "train resnet18 64 128 1 fp32", "train resnet18 64 128 2 fp32",
+    "train resnet18 64 64 2 bf16", "train resnet18 64 128 2 bf16",
     "train resnet20 32 128 1 fp32", "train resnet20 32 128 2 fp32",
     "train resnet32 32 128 1 fp32", "train resnet32 32 128 2 fp32",
 ]
@@ -43,6 +44,7 @@ TARGETS = {
     "pytorch": {
         "train resnet18 64 64 2 fp32": 1.4, "train resnet18 64 128 2 fp32": 1.4,
         "train resnet32 32 128 2 fp32": 1.8,
+        "train resnet18 64 64 2 bf16": 2.0, "train resnet18 64 128 2 bf16": 2.0,
     },
     "1 thread": {
         "infer resnet18 224 8 2 fp32": 1.85, "infer resnet50 224 8 2 fp32": 1.85,
@@ -288,7 +290,7 @@ def memory(args, contenders, selected):
 
 def layers(args, contenders, selected):
     """trunkd's convolutions one by one, against the measured peaks."""
-    cases = [c for c in selected if words(c)[5] == "fp32"]
+    cases = [c for c in selected if words(c)[5] == "fp32" or words(c)[0] == "train"]
     seconds = args.seconds or (0.05 if args.quick else 0.2)
     peaks = measure_peaks(contenders[0], cases)
     head = header(contenders[:1], peaks, f"{seconds} s per convolution and pass; milliseconds per call; "
@@ -296,7 +298,7 @@ def layers(args, contenders, selected):
     print("\n".join(head), flush=True)
     rows = [["case"]]
     for case in cases:
-        answer = subprocess.run([args.layer_program, *case.split()[:5], str(seconds)], text=True,
+        answer = subprocess.run([args.layer_program, *case.split(), str(seconds)], text=True,
                                 stdout=subprocess.PIPE, check=True).stdout
         names, *values = csv.reader(answer.splitlines())
         rows[0][1:] = names
@@ -312,20 +314,19 @@ def roof_cells(ms, gflop, gbyte, peak):
 
 
 def print_layers(case, rows, peak):
-    print(f"\n{case}\n{'units  convolution':34}{'pass':8}{'ms':>9}{'all, ms':>10}{'GFLOP/s':>10}"
+    print(f"\n{case}\n{'units  convolution':42}{'pass':8}{'ms':>9}{'all, ms':>10}{'GFLOP/s':>10}"
           f"{'of peak':>9}{'GB/s':>10}{'of peak':>9}")
     sums = {pass_: (0, 0, 0) for pass_ in ["forward", "dx", "dw", "all"]}
     for r in rows:
         units, numbers = int(r["units"]), [float(r[n]) for n in ("ms", "gflop", "gbyte")]
-        method = f" F({r['winograd']}x{r['winograd']})" if r["winograd"] != "0" else ""
-        shape = f"{r['px']} px {r['ic']}->{r['oc']} {r['k']}x{r['k']}/{r['stride']}{method}"
-        print(f"{units:5}  {shape:27}{r['pass']:8}{numbers[0]:>9.3f}{units * numbers[0]:>10.3f}"
+        shape = f"{r['px']} px {r['ic']}->{r['oc']} {r['k']}x{r['k']}/{r['stride']} {r['way']}"
+        print(f"{units:5}  {shape:35}{r['pass']:8}{numbers[0]:>9.3f}{units * numbers[0]:>10.3f}"
               + roof_cells(*numbers, peak))
         for name in (r["pass"], "all"):
             sums[name] = [s + units * n for s, n in zip(sums[name], numbers)]
     for name, (ms, gflop, gbyte) in sums.items():
         if ms > 0 and (name != "all" or sums["dw"][0] > 0):
-            print(f"{'       sum':34}{name:8}{'':9}{ms:>10.3f}" + roof_cells(ms, gflop, gbyte, peak))
+            print(f"{'       sum':42}{name:8}{'':9}{ms:>10.3f}" + roof_cells(ms, gflop, gbyte, peak))
 
 
 # --- command line ---

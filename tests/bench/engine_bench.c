@@ -71,11 +71,8 @@ static tk_err create_engine(bench_case *c, tk_diag *diag)
     tk_precision precision;
     tk_calibration ranges = {0};
     tk_err err = tk_precision_parse(c->precision, &precision, diag);
-    if (err == TK_OK && strcmp(c->kind, "train") == 0) {
-        if (precision != TK_PRECISION_FP32)
-            return tk_fail(diag, TK_BADARG, "the engine trains in fp32 only");
-        return tk_graph_create(&c->graph, c->arch, c->px, c->batch, c->pool, diag);
-    }
+    if (err == TK_OK && strcmp(c->kind, "train") == 0)
+        return tk_graph_create_as(&c->graph, c->arch, c->px, c->batch, precision, c->pool, diag);
     if (err == TK_OK && strcmp(c->kind, "infer") != 0)
         err = tk_fail(diag, TK_BADARG, "'%s' is neither infer nor train", c->kind);
     if (err == TK_OK && precision == TK_PRECISION_INT8) err = calibrate(c, &ranges, diag);

@@ -1,11 +1,11 @@
 /* The engine's convolutions one by one: where a network's time goes, and how near each comes to the
  * machine's peaks (engine.py --layers measures those and prints the table).
  *
- *     engine_layers KIND ARCH PX BATCH THREADS SECONDS
+ *     engine_layers KIND ARCH PX BATCH THREADS PRECISION SECONDS
  *
- * KIND is infer, or train for the gradients too. Prints a line of comma-separated values, below a
- * line of their names, for each distinct geometry and pass. Everything that knows how the engine
- * runs a convolution is in the section "passes". */
+ * KIND is infer (fp32 only), or train for the gradients too. Prints a line of comma-separated
+ * values, below a line of their names, for each distinct geometry and pass. Everything that knows
+ * how the engine runs a convolution is in the section "passes". */
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,7 +50,10 @@ static void prepare(layer *l, tk_pool *pool)
     l->w = bench_normals(size_w(g), 2);
     l->y = bench_normals(size_y(g), 3);
     l->bias = bench_normals(g->oc, 4);
-    l->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool, .scratch_each = tk__conv_scratch(g)};
+    l->ex = (tk__exec){.kn = tk__kernels_get(),
+                       .mixed = tk__mixed_get(),
+                       .pool = pool,
+                       .scratch_each = tk__conv_scratch(g)};
     l->ex.scratch = bench_floats(l->ex.scratch_each * tk_pool_threads(pool));
     l->packed = bench_floats(tk__conv_pack_size(g));
     l->packed_dx = bench_floats(tk__conv_dx_pack_size(g));
@@ -73,8 +76,8 @@ static void run_infer(void *ctx)
 static void run_forward(void *ctx)
 {
     layer *l = ctx;
-    tk__conv_run(&l->ex,
-                 &(tk__conv_job){.geo = l->geo, .in = {.x = l->x}, .packed = l->packed, .y = l->y});
+    tk__conv_run_once(&l->ex, &(tk__conv_job){.geo = l->geo, .in = {.x = l->x}, .y = l->y}, l->w,
+                      l->packed);
 }
 
 /* y serves as dy, and x is overwritten with its gradient. */
@@ -110,22 +113,27 @@ static double compulsory_bytes(const tk__conv *g, bool all_of_x)
 
 static void measure(layer *l, const char *pass, bench_fn *run, bool all_of_x, double seconds)
 {
+    static const char *const ways[] = {[TK__DIRECT] = "",
+                                       [TK__BY_POSITION] = "by position",
+                                       [TK__WINOGRAD_2] = "F(2x2)",
+                                       [TK__WINOGRAD_4] = "F(4x4)"};
     const tk__conv *g = &l->geo;
     const double ms = bench_median_ms(run, l, seconds, NULL);
     /* of the direct method, which multiplies padding too */
     const double flops = 2.0 * (double)size_y(g) * (double)(g->ky * g->kx * g->ic);
-    printf("%zu,%zu,%zu,%zu,%zu,%zu,%zu,%s,%.5f,%.6g,%.6g\n", l->units, g->ih, g->ic, g->oc, g->ky,
-           g->stride, g->winograd, pass, ms, flops / 1e9, compulsory_bytes(g, all_of_x) / 1e9);
+    printf("%zu,%zu,%zu,%zu,%zu,%zu,%s,%s,%.5f,%.6g,%.6g\n", l->units, g->ih, g->ic, g->oc, g->ky,
+           g->stride, ways[g->way], pass, ms, flops / 1e9, compulsory_bytes(g, all_of_x) / 1e9);
     fflush(stdout);
 }
 
 /* The distinct geometries of a network, in order of appearance; returns their number. */
-static size_t list_layers(tk_arch arch, size_t px, size_t batch, size_t images,
+static size_t list_layers(tk_arch arch, size_t px, size_t batch, size_t images, bool bf16,
                           layer layers[TK__MAX_UNITS])
 {
     tk__layout layout;
     size_t n = 0;
     tk__layout_init(&layout, arch, px, images);
+    layout.bf16 = bf16;
     for (size_t i = 0; i < layout.units; i++) {
         const tk__conv geo = tk__unit_geo(&layout, &layout.unit[i], batch);
         size_t at = 0;
@@ -143,20 +151,25 @@ int main(int argc, char **argv)
     tk_arch arch;
     tk_pool *pool;
     layer layers[TK__MAX_UNITS];
-    if (argc != 7) bench_die("usage: engine_layers KIND ARCH PX BATCH THREADS SECONDS");
+    if (argc != 8) bench_die("usage: engine_layers KIND ARCH PX BATCH THREADS PRECISION SECONDS");
     const bool train = strcmp(argv[1], "train") == 0;
     const unsigned px = (unsigned)strtoul(argv[3], NULL, 10);
     const size_t batch = strtoul(argv[4], NULL, 10);
     const unsigned threads = (unsigned)strtoul(argv[5], NULL, 10);
-    const double seconds = strtod(argv[6], NULL);
+    const double seconds = strtod(argv[7], NULL);
+    tk_precision precision;
     if (batch == 0) bench_die("BATCH is not a positive number");
     if (tk_isa_select(getenv("TRUNKD_ISA"), &diag) != TK_OK) bench_die(diag.text);
+    if (tk_precision_parse(argv[6], &precision, &diag) != TK_OK) bench_die(diag.text);
+    if (precision != TK_PRECISION_FP32 && !(train && precision == TK_PRECISION_BF16))
+        bench_die("the layers of this precision are not measured");
     if (tk_arch_parse(argv[2], &arch, &diag) != TK_OK) bench_die(diag.text);
     if (tk_arch_check_px(arch, px, &diag) != TK_OK) bench_die(diag.text);
     if (tk_pool_create(&pool, threads) != TK_OK) bench_die("no thread pool");
 
-    printf("units,px,ic,oc,k,stride,winograd,pass,ms,gflop,gbyte\n");
-    const size_t n = list_layers(arch, px, batch, train ? batch : TK__PLAN_IMAGES, layers);
+    printf("units,px,ic,oc,k,stride,way,pass,ms,gflop,gbyte\n");
+    const size_t n = list_layers(arch, px, batch, train ? batch : TK__PLAN_IMAGES,
+                                 precision == TK_PRECISION_BF16, layers);
     for (size_t i = 0; i < n; i++) {
         layer *l = &layers[i];
         prepare(l, pool);

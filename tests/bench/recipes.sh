@@ -20,7 +20,7 @@ Distillation", for every recipe
   --arch NAME     trunk (resnet18)
   --px N          input size (64)
   --epochs N      of Alice's training from scratch (the recipe's own)
-  --recipes LIST  comma separated (finetune,finetune-low-lr,kd,ewc,kd+ewc,probe)
+  --recipes LIST  comma separated (finetune,finetune-low-lr,kd,ewc,kd+ewc,probe,adapter)
   --set K=V       override of a hyper-parameter of every recipe of Bob's; may be repeated
   --seed N        (1)
   --threads N     (all cores)
@@ -35,7 +35,7 @@ EOF
 die() { echo "recipes.sh: $*" >&2; exit 2; }
 
 alice= bob= arch=resnet18 px=64 epochs= seed=1 threads=$(nproc) out=
-recipes=finetune,finetune-low-lr,kd,ewc,kd+ewc,probe
+recipes=finetune,finetune-low-lr,kd,ewc,kd+ewc,probe,adapter
 build=$(cd "$(dirname "$0")/../.." && pwd)/build
 overrides=()
 while [ $# -gt 0 ]; do

@@ -13,7 +13,9 @@
 
 #include <cmocka.h>
 
+#include "chart.h"
 #include "config.h"
+#include "csv.h"
 #include "ctl.h"
 #include "frames.h"
 #include "json.h"
@@ -401,9 +403,123 @@ static void load_counts_requests_failures_and_versions(void **state)
     assert_true(fabs(tk__load_quantile(&load, 1.0) - 64) < 4);
 }
 
+/* -- charts and CSV -- */
+
+/* Every element is closed, in order, and nothing stands in text that XML reserves. */
+static bool well_formed(const char *xml)
+{
+    char open[8][16];
+    size_t depth = 0;
+    for (const char *p = xml; (p = strchr(p, '<')) != NULL;) {
+        const char *end = strchr(p, '>');
+        if (!end || memchr(p + 1, '<', (size_t)(end - p) - 1)) return false;
+        const size_t n = strcspn(p + 1, " />");
+        if (p[1] == '/') {
+            const size_t name = strcspn(p + 2, ">");
+            if (depth-- == 0 || strlen(open[depth]) != name ||
+                strncmp(open[depth], p + 2, name) != 0)
+                return false;
+        } else if (p[1] != '?' && end[-1] != '/') {
+            if (depth == 8 || n >= sizeof(open[0])) return false;
+            snprintf(open[depth++], sizeof(open[0]), "%.*s", (int)n, p + 1);
+        }
+        p = end;
+    }
+    return depth == 0;
+}
+
+static size_t occurrences(const char *text, const char *word)
+{
+    size_t n = 0;
+    for (; (text = strstr(text, word)) != NULL; text++)
+        n++;
+    return n;
+}
+
+static char *draw(const tk__chart *chart)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    assert_non_null(out);
+    assert_true(tk__chart_write(chart, out));
+    fclose(out);
+    return text;
+}
+
+static void a_chart_is_xml_whatever_its_names(void **state)
+{
+    (void)state;
+    double x[] = {0, 1, 2, 3}, y[] = {0.5, 0.25, 0.75, 0.8};
+    const tk__series series[] = {{"a<b>&\"c\"]]>\033[2J", "", 4, x, y, 0.45},
+                                 {"plain", " (agreement)", 3, x, y + 1, (double)NAN}};
+    const tk__chart chart = {.title = "1 < 2 & 3",
+                             .x_label = "epoch",
+                             .y_label = "accuracy, %",
+                             .x_max = 3,
+                             .until = 2,
+                             .rest = "gate",
+                             .n = 2,
+                             .series = series};
+    char *svg = draw(&chart);
+    assert_true(well_formed(svg));
+    assert_non_null(strstr(svg, "a&lt;b&gt;&amp;&quot;c&quot;]]&gt;?[2J</text>"));
+    assert_non_null(strstr(svg, ">1 &lt; 2 &amp; 3</text>"));
+    assert_non_null(strstr(svg, ">plain (agreement)</text>"));
+    assert_int_equal(occurrences(svg, "<polyline"), 2);
+    assert_int_equal(occurrences(svg, "<circle"), 7);
+    assert_int_equal(occurrences(svg, "stroke-dasharray"), 2); /* one floor, and the legend's */
+    assert_null(strstr(svg, "nan"));
+    free(svg);
+}
+
+/* One value, or equal ones, must not make an axis without length; nor a full mark. */
+static void a_chart_of_one_value_has_an_axis(void **state)
+{
+    (void)state;
+    static const double values[] = {0, 0.5, 1};
+    for (size_t i = 0; i < 3; i++) {
+        double x[] = {0}, y[] = {values[i]};
+        const tk__series series = {"head", "", 1, x, y, (double)NAN};
+        const tk__chart chart = {.title = "t",
+                                 .x_label = "x",
+                                 .y_label = "y",
+                                 .x_max = 1,
+                                 .until = 1,
+                                 .rest = "",
+                                 .n = 1,
+                                 .series = &series};
+        char *svg = draw(&chart);
+        assert_true(well_formed(svg));
+        assert_null(strstr(svg, "nan"));
+        assert_null(strstr(svg, "inf"));
+        assert_true(occurrences(svg, "text-anchor=\"end\"") >= 2);
+        free(svg);
+    }
+}
+
+static void a_field_of_csv_is_quoted_when_it_must_be(void **state)
+{
+    (void)state;
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    static const char *const fields[] = {"plain", "a,b", "say \"x\"", "two\nlines", ""};
+    for (size_t i = 0; i < 5; i++) {
+        tk__csv_put(out, fields[i]);
+        fputc('|', out);
+    }
+    fclose(out);
+    assert_string_equal(text, "plain|\"a,b\"|\"say \"\"x\"\"\"|\"two\nlines\"||");
+    free(text);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_chart_is_xml_whatever_its_names),
+        cmocka_unit_test(a_chart_of_one_value_has_an_axis),
+        cmocka_unit_test(a_field_of_csv_is_quoted_when_it_must_be),
         cmocka_unit_test(options_and_arguments_mix_in_any_order),
         cmocka_unit_test(wrong_command_lines_are_usage_errors),
         cmocka_unit_test(a_list_of_names_is_split_at_commas),

@@ -30,7 +30,7 @@ expect 2 'trunkctl dataset upload' "$trunkctl" dataset
 
 # Every command teaches: usage, an example that begins with its own name, and the common options.
 commands=('classify' 'evaluate' 'dataset upload' 'dataset list' 'dataset get' 'dataset delete' 'finetune' 'job list'
-    'job get' 'job watch' 'job cancel' 'heads' 'head delete' 'validation' 'tenant create' 'tenant list' 'token issue'
+    'job get' 'job watch' 'job cancel' 'job curves' 'gate explain' 'heads' 'head delete' 'validation' 'tenant create' 'tenant list' 'token issue'
     'token revoke' 'versions' 'rollback' 'version export' 'trunk import' 'status' 'health')
 for command in "${commands[@]}"; do
     # shellcheck disable=SC2086 # two words
@@ -62,7 +62,8 @@ fi
 expect 2 '--head NAME is missing' "$trunkctl" evaluate "$work/photos"
 expect 2 '--data ID is missing' "$trunkctl" finetune --head x
 expect 2 'expected NAME=NUMBER' "$trunkctl" finetune --head x --data 1 --set kappa "${nowhere[@]}"
-expect 2 'expected probe or reject' "$trunkctl" finetune --head x --data 1 --fallback maybe "${nowhere[@]}"
+expect 2 'expected auto|shared|adapter|probe' "$trunkctl" finetune --head x --data 1 --policy maybe "${nowhere[@]}"
+expect 2 'expected probe|reject' "$trunkctl" finetune --head x --data 1 --fallback maybe "${nowhere[@]}"
 expect 2 'is not a whole number' "$trunkctl" finetune --head x --data one
 expect 2 'go with --repeat' "$trunkctl" classify x.jpg --interval 5
 expect 2 'or else --admin' "$trunkctl" token issue

@@ -119,7 +119,16 @@ expect 0 '^alice/type ' admin heads
 expect 0 '^type +1 +[0-9.]+ %' alice validation
 expect 0 '"confusion"' alice validation --json
 expect 0 '^ +Jeans +[0-9]+ of [0-9]+' alice validation type --classes
-expect 0 '^type +1 ' alice validation --history
+expect 0 '^1 +.* type +\* [0-9.]+ %$' alice validation --history
+expect 0 '^ACC +[0-9.]+ % +1 +accuracy at the last version' alice validation --history
+expect 0 '^BWT +- +- ' alice validation --history type
+expect 0 '^1,[0-9]+,type,type,[01]\.[0-9]+,[0-9]+,accuracy,1,' alice validation --history --csv
+expect 0 '"acc": \{' alice validation --history --json
+expect 0 '^[0-9.]+$' alice validation --history --quiet
+expect 0 '^ +Jeans +[0-9]+ of [0-9]+' alice validation --history --classes
+expect 1 'NOT_FOUND: head "colour"' alice validation --history colour
+expect 0 'No head yet' bob validation --history
+expect 2 '--csv goes with --history' alice validation --csv
 expect 0 'type: (Jeans|Watches) [0-9.]+ %, (Jeans|Watches)' alice classify "${photos[0]}" --top 2
 expect 0 '^(Jeans|Watches)$' alice classify "${photos[0]}" --quiet
 expect 0 '^\{"file":.*"version":1,"heads":\{"type":\[\{"label":' alice classify "${photos[@]}" --json
@@ -152,11 +161,45 @@ expect 1 'NOT_FOUND' admin version export 99 --output "$work/none.safetensors"
 [ ! -e "$work/none.safetensors" ] && [ ! -e "$work/none.safetensors.part" ] || failures=$((failures + 1))
 expect 1 'FAILED_PRECONDITION' admin rollback 1
 expect 1 'NOT_FOUND' admin rollback 77
+
+# -- what the jobs leave: a second head, so that the gate has something to judge --
+
+expect 0 'committed as version 2' alice finetune --head again --data "$data" --set epochs=2 \
+    --set rate=0.003 --set gate_sigma=0.5 --watch
+expect 0 '^base +none: a fresh trunk' alice gate explain 1
+expect 0 '^base +version 1, sha256 [0-9a-f]{64}$' alice gate explain 2
+expect 0 '^candidate +version 2, sha256 [0-9a-f]{64}$' alice gate explain 2
+expect 0 '^type: [0-9.]+ % after [0-9.]+ % on [0-9]+ held-out images .*: admitted\. .*0\.5 times the standard error' \
+    alice gate explain 2
+expect 0 'Not enough held-out images to tell a drop of 1\.0 points from chance' alice gate explain 2
+expect 0 '^bf16 +type ' alice gate explain 2
+expect 0 'every head and the outcome come out the same' alice gate explain 2
+expect 0 '"same": true' alice gate explain 2 --json
+expect 0 '^alice/type +[0-9]+ ' admin gate explain 2
+expect 1 'NOT_FOUND: job 2: there is none' bob gate explain 2
+expect 1 'NOT_FOUND: job 77: there is none' alice gate explain 77
+expect 2 '"x" is not a job' alice gate explain x
+expect 0 '^train +2 +[0-9]+ +[0-9.]+ +type +[0-9.]+ % +[0-9.]+ % ' alice job curves 2
+expect 0 '^0,0,warm-up,type,[0-9]+,accuracy,[01]\.[0-9]+,[01]\.[0-9]+,,,,$' alice job curves 2 --csv
+expect 0 '^[0-9]+,2,train,again,[0-9]+,accuracy,[01]\.[0-9]+,,[0-9.e-]+,[0-9.e-]+,[0-9.e-]+,[0-9.e-]+$' \
+    alice job curves 2 --csv
+expect 0 '"points": \[' alice job curves 2 --json
+expect 1 'NOT_FOUND: job 2: there is none' bob job curves 2
+expect 2 '--svg goes without' alice job curves 2 --csv --svg "$work/curves.svg"
+expect 1 'No such file' alice job curves 2 --svg "$work/none/curves.svg"
+expect 0 '' alice job curves 2 --svg "$work/curves.svg"
+[ "$(grep -c '<polyline' "$work/curves.svg")" -eq 2 ] && [ "$(tail -n 1 "$work/curves.svg")" = '</svg>' ] ||
+    { echo 'FAILED: the chart of job 2'; failures=$((failures + 1)); }
+expect 0 '<svg xmlns' alice job curves 2 --svg -
+expect 0 '^2 +.* again +' alice validation --history
+
+# -- versions that no job makes --
+
 expect 0 'deleted' alice head delete type
 expect 1 'NOT_FOUND' alice head delete type
-expect 0 '^2 \* ' admin versions
-expect 0 '^3 \* ' admin rollback 1
-expect 0 'version +3' admin status
+expect 0 '^3 \* ' admin versions
+expect 0 '^4 \* ' admin rollback 1
+expect 0 'version +4' admin status
 expect 0 '"isa"' admin status --json
 expect 1 'No such file' admin trunk import "$work/none"
 expect 1 '(INVALID_ARGUMENT|FAILED_PRECONDITION)' admin trunk import "$work/labels.csv"

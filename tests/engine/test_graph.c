@@ -120,7 +120,8 @@ static void plan_takes_odd_input_sizes(void **state)
     check_plan(TK_RESNET18, 75);
 }
 
-/* 13 3x3 convolutions of stride 1 on maps of 56 to 7 pixels; the other 7 have a stride or one tap. */
+/* 13 3x3 convolutions of stride 1 on maps of 56 to 7 pixels; the other 7 have a stride or one tap.
+ */
 static void plan_tells_how_it_computes(void **state)
 {
     (void)state;
@@ -297,7 +298,7 @@ static void check_squares_of(tk_arch arch, unsigned px)
     for (size_t j = 0; j < count; j++) /* they are added to */
         got[j] = want[j] = 0.5f;
     (void)loss(&s, s.params, TK_BN_FROZEN);
-    tk_graph_backward_squares(s.graph, s.params, s.dfeatures, got);
+    tk_graph_backward_squares(s.graph, s.params, s.dfeatures, NULL, got);
     for (size_t i = 0; i < N; i++) {
         const float *f;
         tk_graph_forward(s.graph, s.params, 1, s.x + i * s.pixels, TK_BN_FROZEN, &f);
@@ -413,7 +414,7 @@ static void forward_backward_and_run_allocate_nothing(void **state)
     tk_test_alloc_fail_after(0);
     (void)loss(&s, s.params, TK_BN_FROZEN);
     tk_graph_backward(s.graph, s.params, s.dfeatures, s.grads);
-    tk_graph_backward_squares(s.graph, s.params, s.dfeatures, s.grads);
+    tk_graph_backward_squares(s.graph, s.params, s.dfeatures, NULL, s.grads);
     tk_plan_run(plan, 2, s.x, out);
     tk_test_alloc_fail_after(-1);
     assert_int_equal(tk_test_alloc_live(), live);

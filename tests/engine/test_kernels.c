@@ -247,7 +247,7 @@ static void check_inputs(void)
         PIXELS = N * SIDE * SIDE
     };
     const tk__kernels *kn = tk__kernels_get();
-    const tk__conv geo = {N, SIDE, SIDE, C, SIDE, SIDE, 16, 3, 3, 1, 1, 1, 0};
+    const tk__conv geo = {N, SIDE, SIDE, C, SIDE, SIDE, 16, 3, 3, 1, 1, 1, 0, 0};
     const tk__pool_shape pool = {SIDE, SIDE, 4, 4, C};
     float *u = normals(NX, 1), *p = normals(2 * C, 2), *act = zeros(NX);
     float *got = zeros(PIXELS * KC), *want = zeros(PIXELS * KC);

@@ -11,6 +11,7 @@
 #include "each_isa.h"
 #include "engine/linear.h"
 #include "net/norm.h"
+#include "net/positions.h"
 #include "numbers.h"
 #include "with_pool.h"
 
@@ -83,7 +84,7 @@ static void check_conv(const tk__conv *g)
     double *want_y = tk_calloc(ny, sizeof *want_y), *want_dx = tk_calloc(nx, sizeof *want_dx);
     double *want_dw = tk_calloc(nw, sizeof *want_dw);
     tk__exec ex = make_exec(g);
-    const double tolerance = g->winograd == 4 ? 1e-4 : 1e-5;
+    const double tolerance = g->way == TK__WINOGRAD_4 ? 1e-4 : 1e-5;
     float *packed = zeros(tk__conv_pack_size(g) + tk__conv_dx_pack_size(g));
     float *partials = zeros(tk__conv_partials(&ex, g));
     naive(g, x, w, dy, want_y, want_dx, want_dw);
@@ -99,6 +100,11 @@ static void check_conv(const tk__conv *g)
     assert_close(nx, dx, want_dx, tolerance, "data gradient, added");
     tk__conv_dw(&ex, g, &(tk__input){.x = x}, dy, dw, partials);
     assert_close(nw, dw, want_dw, tolerance, "weight gradient");
+    if (g->way == TK__BY_POSITION) { /* which tk__conv_dw() does not use for every geometry */
+        memset(dw, 1, nw * sizeof *dw);
+        tk__positions_dw(&ex, g, &(tk__input){.x = x}, dy, dw);
+        assert_close(nw, dw, want_dw, tolerance, "weight gradient by position");
+    }
     tk_free(x), tk_free(w), tk_free(dy), tk_free(y), tk_free(dx), tk_free(dw), tk_free(want_y);
     tk_free(want_dx), tk_free(want_dw), tk_free(ex.scratch), tk_free(packed), tk_free(partials);
 }
@@ -108,10 +114,12 @@ static void check_conv_size(size_t n, size_t h, size_t w, size_t ic, size_t oc, 
 {
     tk__conv geo = make_geo(n, h, w, ic, oc, k, stride);
     check_conv(&geo);
-    if (k != 3 || stride != 1 || ic % TK__LANES != 0 || oc % TK__LANES != 0) return;
-    geo.winograd = 2;
+    geo.way = TK__BY_POSITION;
     check_conv(&geo);
-    geo.winograd = 4;
+    if (k != 3 || stride != 1 || ic % TK__LANES != 0 || oc % TK__LANES != 0) return;
+    geo.way = TK__WINOGRAD_2;
+    check_conv(&geo);
+    geo.way = TK__WINOGRAD_4;
     check_conv(&geo);
 }
 
@@ -131,12 +139,125 @@ static void check_convs(void)
     check_conv_size(1, 4, 4, 160, 32, 3, 1);  /* several blocks of K */
     check_conv_size(2, 1, 1, 16, 16, 3, 1);
     check_conv_size(3, 7, 15, 80, 48, 3, 1); /* cut tiles, shared weight gradient, odd panels */
+    for (size_t px = 1; px <= 4; px++)
+        for (size_t s = 1; s <= 2; s++) {
+            check_conv_size(5, px, px, 32, 16, 3, s);
+            check_conv_size(7, px, px, 20, 35, 3, s);
+        }
+    check_conv_size(69, 2, 2, 512, 3, 3, 1); /* several blocks of images */
+    check_conv_size(11, 8, 8, 128, 2, 3, 2); /* and of the weight gradient */
 }
 
 static void convolution_and_its_gradients_equal_the_definition(void **state)
 {
     (void)state;
     each_isa(check_convs);
+}
+
+/* --- what else a convolution may be asked for --- */
+
+static void mark_rows(void *ctx, size_t block, size_t m0, size_t m1)
+{
+    size_t *seen = ctx;
+    for (size_t m = m0; m < m1; m++)
+        seen[m] += 1 + block;
+}
+
+/* y = relu(conv(relu(x * scale + shift)) + bias + residual), and each row given to `post` once. */
+static void check_job(tk__conv_way way, size_t n, size_t px, size_t stride)
+{
+    tk__conv g = make_geo(n, px, px, 32, 48, 3, stride);
+    g.way = way;
+    const size_t nx = g.n * g.ih * g.iw * g.ic, rows = g.n * g.oh * g.ow, ny = rows * g.oc;
+    const size_t nw = 9 * g.ic * g.oc, block = tk__conv_block_rows(&g);
+    float *x = normals(nx, 1), *act = zeros(nx), *w = normals(nw, 2), *residual = normals(ny, 3);
+    float *scale = normals(g.ic, 4), *shift = normals(g.ic, 5), *bias = normals(g.oc, 6);
+    float *y = zeros(ny), *once = zeros(ny), *packed = zeros(tk__conv_pack_size(&g));
+    double *want = tk_calloc(ny, sizeof *want), *dx = tk_calloc(nx, sizeof *dx);
+    double *dw = tk_calloc(nw, sizeof *dw);
+    size_t *seen = tk_calloc(rows, sizeof *seen);
+    tk__exec ex = make_exec(&g);
+    for (size_t i = 0; i < nx; i++)
+        act[i] = fmaxf(0.0f, x[i] * scale[i % g.ic] + shift[i % g.ic]);
+    naive(&g, act, w, y, want, dx, dw);
+    for (size_t i = 0; i < ny; i++)
+        want[i] = fmax(0, want[i] + (double)bias[i % g.oc] + (double)residual[i]);
+    tk__conv_job job = {.geo = g,
+                        .in = {x, scale, shift},
+                        .packed = packed,
+                        .y = y,
+                        .relu = true,
+                        .bias = bias,
+                        .residual = residual,
+                        .post = mark_rows,
+                        .post_ctx = seen};
+    tk__conv_pack(&ex, &g, w, NULL, packed);
+    tk__conv_run(&ex, &job);
+    assert_close(ny, y, want, way == TK__WINOGRAD_4 ? 1e-4 : 1e-5, "all of a job");
+    for (size_t m = 0; m < rows; m++)
+        assert_int_equal(seen[m], 1 + m / block);
+    job.y = once;
+    tk__conv_run_once(&ex, &job, w, packed);
+    assert_memory_equal(once, y, ny * sizeof *y);
+    tk_free(x), tk_free(act), tk_free(w), tk_free(residual), tk_free(scale), tk_free(shift);
+    tk_free(bias), tk_free(y), tk_free(once), tk_free(packed), tk_free(want), tk_free(dx);
+    tk_free(dw), tk_free(seen), tk_free(ex.scratch);
+}
+
+static void check_jobs(void)
+{
+    static const struct {
+        size_t n, px;
+    } sizes[] = {{1, 2}, {18, 2}, {35, 2}, {1, 9}, {3, 9}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const size_t n = sizes[i].n, px = sizes[i].px;
+        check_job(TK__DIRECT, n, px, 1);
+        check_job(TK__DIRECT, n, px, 2);
+        check_job(TK__BY_POSITION, n, px, 1);
+        check_job(TK__BY_POSITION, n, px, 2);
+        check_job(TK__WINOGRAD_2, n, px, 1);
+        check_job(TK__WINOGRAD_4, n, px, 1);
+    }
+}
+
+static void every_way_activates_its_input_and_finishes_its_output(void **state)
+{
+    (void)state;
+    each_isa(check_jobs);
+}
+
+/* An image's output does not depend on the batch around it, nor on the number of threads. */
+static void check_batches(void)
+{
+    tk__conv g = make_geo(69, 4, 4, 160, 48, 3, 2);
+    g.way = TK__BY_POSITION;
+    const size_t nx = g.ih * g.iw * g.ic, ny = g.oh * g.ow * g.oc, nw = 9 * g.ic * g.oc;
+    float *x = normals(g.n * nx, 1), *w = normals(nw, 2), *y = zeros(g.n * ny), *one = zeros(ny);
+    float *packed = zeros(tk__conv_pack_size(&g)), *dw = zeros(nw), *dw_alone = zeros(nw);
+    tk__exec ex = make_exec(&g), alone = ex;
+    assert_int_equal(tk_pool_create(&alone.pool, 1), TK_OK);
+    tk__conv_pack(&ex, &g, w, NULL, packed);
+    tk__conv_job job = {.geo = g, .in = {.x = x}, .packed = packed, .y = y};
+    tk__conv_run(&ex, &job);
+    tk__positions_dw(&ex, &g, &job.in, y, dw);
+    tk__positions_dw(&alone, &g, &job.in, y, dw_alone);
+    assert_memory_equal(dw_alone, dw, nw * sizeof *dw);
+    job.geo.n = 1;
+    job.y = one;
+    for (size_t i = 0; i < g.n; i += 17) {
+        job.in.x = x + i * nx;
+        tk__conv_run(i % 2 ? &ex : &alone, &job);
+        assert_memory_equal(one, y + i * ny, ny * sizeof *y);
+    }
+    tk_pool_destroy(alone.pool);
+    tk_free(x), tk_free(w), tk_free(y), tk_free(one), tk_free(packed), tk_free(dw);
+    tk_free(dw_alone), tk_free(ex.scratch);
+}
+
+static void sums_by_position_do_not_depend_on_batch_or_threads(void **state)
+{
+    (void)state;
+    each_isa(check_batches);
 }
 
 /* The convolution is linear, so a central difference with any step is exact but for rounding. */
@@ -393,6 +514,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(convolution_and_its_gradients_equal_the_definition),
+        cmocka_unit_test(every_way_activates_its_input_and_finishes_its_output),
+        cmocka_unit_test(sums_by_position_do_not_depend_on_batch_or_threads),
         cmocka_unit_test(convolution_gradients_equal_central_differences),
         cmocka_unit_test(batch_norm_relu_residual_gradients_equal_central_differences),
         cmocka_unit_test(statistics_merge_over_blocks_of_unequal_size),

@@ -60,7 +60,7 @@ static step_result step(const step_case *c, parity_net *net)
         r.squares = floats(net->trunk->trained);
         for (size_t i = 0; i < n * f; i++)
             dfeatures[i] *= (float)n; /* the loss above is a mean */
-        tk_graph_backward_squares(graph, net->trunk, dfeatures, r.squares);
+        tk_graph_backward_squares(graph, net->trunk, dfeatures, NULL, r.squares);
     }
     tk_graph_destroy(graph);
     tk_free(logits);

@@ -62,6 +62,36 @@ static void cases_by_hand(void **state)
             fail_msg("%s: admitted %d, resolved %d", cases[i].what, r.admitted, r.resolved);
         assert_int_equal(r.n01, cases[i].n01);
         assert_int_equal(r.n10, cases[i].n10);
+        const tk_gate_record again = tk_gate_judge_again(&r);
+        if (!tk_gate_same(&r, &again)) fail_msg("%s: judged again it differs", cases[i].what);
+    }
+}
+
+/* A record that was tampered with, or damaged, does not come out the same. */
+static void a_changed_record_is_judged_otherwise(void **state)
+{
+    (void)state;
+    const tk_gate_counts counts = {.n = 1000, .right_before = 800, .n01 = 30, .n10 = 25};
+    const tk_gate_rule rule = {.best = 0.805, .tolerance = 1, .sigma = 0.5};
+    const tk_gate_record whole = tk_gate_judge_counts("a", &counts, &rule);
+    assert_close(whole.after, 0.795, 1e-12);
+    assert_close(whole.floor, 0.795, 1e-12);
+    assert_false(whole.admitted); /* 0.795 less half of 0.74 points */
+    tk_gate_record r[9];
+    for (size_t i = 0; i < 9; i++)
+        r[i] = whole;
+    r[0].admitted = true;
+    r[1].resolved = !r[1].resolved;
+    r[2].n01++;
+    r[3].n10--;
+    r[4].right_before++;
+    r[5].n++;
+    r[6].sigma = 0;
+    r[7].after += 0.001;
+    r[8].best = 0.81;
+    for (size_t i = 0; i < 9; i++) {
+        const tk_gate_record again = tk_gate_judge_again(&r[i]);
+        if (tk_gate_same(&r[i], &again)) fail_msg("change %zu is not noticed", i);
     }
 }
 
@@ -102,6 +132,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(cases_by_hand),
+        cmocka_unit_test(a_changed_record_is_judged_otherwise),
         cmocka_unit_test(drop_and_standard_error_are_paired),
         cmocka_unit_test(the_reason_names_the_head_that_decided),
     };

@@ -15,11 +15,23 @@
 
 static const char *const ids[] = {"alice/type", "bob/colour"};
 
+static void give_adapter(tk_head *head)
+{
+    enum { RANK = 5 };
+    assert_int_equal(tk_head_add_adapter(head, TK_RESNET20, RANK, NULL), TK_OK);
+    for (size_t i = 0; i < tk_side_size(TK_RESNET20, RANK); i++)
+        head->adapter[i] = tk_rng_normal(4, 0, i);
+    for (size_t i = 0; i < head->classes * head->width; i++)
+        head->weight[i] += 0.1f * tk_rng_normal(4, 1, i);
+}
+
+/* Alice's head is plain, Bob's has an adapter. */
 static tk_model *make(bool with_ewc)
 {
     tk_model *m = fixture_model(3, 2, ids);
     m->heads[0]->best = 0.8125;
     m->heads[1]->tolerance = 0.5;
+    give_adapter(m->heads[1]);
     if (!with_ewc) return m;
     m->fisher_scale = 1e-5;
     m->fisher = tk_aligned_calloc(m->trunk->trained, sizeof(float));
@@ -41,7 +53,11 @@ static void assert_same_head(const tk_head *a, const tk_head *b)
     assert_int_equal(a->classes, b->classes);
     for (size_t c = 0; c < a->classes; c++)
         assert_string_equal(a->labels[c], b->labels[c]);
-    assert_memory_equal(a->weight, b->weight, a->classes * a->features * sizeof(float));
+    assert_int_equal(a->rank, b->rank);
+    assert_int_equal(a->width, b->width);
+    if (a->rank > 0)
+        assert_memory_equal(a->adapter, b->adapter, tk_side_size(a->arch, a->rank) * sizeof(float));
+    assert_memory_equal(a->weight, b->weight, a->classes * a->width * sizeof(float));
     assert_memory_equal(a->bias, b->bias, a->classes * sizeof(float));
     assert_true(a->tolerance == b->tolerance);
     assert_true(a->best == b->best || (isnan(a->best) && isnan(b->best)));
@@ -187,6 +203,79 @@ static void a_head_needs_unique_clean_labels(void **state)
     assert_null(head);
 }
 
+static void an_adapter_is_added_once_and_changes_no_answer(void **state)
+{
+    (void)state;
+    tk_model *m = fixture_model(3, 1, ids);
+    tk_head *head = m->heads[0], *before;
+    tk_diag diag = {{0}};
+    assert_int_equal(tk_head_clone(&before, head), TK_OK);
+    assert_int_equal(tk_head_add_adapter(head, TK_RESNET18, 4, &diag), TK_BADARG);
+    assert_int_equal(tk_head_add_adapter(head, TK_RESNET20, 0, &diag), TK_BADARG);
+    assert_int_equal(tk_head_add_adapter(head, TK_RESNET20, 257, &diag), TK_BADARG);
+    assert_same_head(head, before);
+    assert_int_equal(tk_head_add_adapter(head, TK_RESNET20, 4, &diag), TK_OK);
+    assert_int_equal(head->width, 64 + 3 * 4);
+    for (size_t c = 0; c < head->classes; c++) {
+        assert_memory_equal(head->weight + c * 76, before->weight + c * 64, 64 * sizeof(float));
+        for (size_t k = 64; k < 76; k++)
+            assert_true(head->weight[c * 76 + k] == 0);
+    }
+    assert_int_equal(tk_head_add_adapter(head, TK_RESNET20, 4, &diag), TK_BADARG);
+    tk_head_destroy(before);
+    tk_model_destroy(m);
+}
+
+/* An adapter that reads another trunk's maps has no place in a model. */
+static void an_adapter_of_another_trunk_is_refused(void **state)
+{
+    (void)state;
+    static const char *const labels[] = {"a", "b"};
+    tk_model *m = fixture_model(3, 0, NULL);
+    tk_head *head;
+    assert_int_equal(tk_head_create(&head, "x", 2, 64, labels, NULL), TK_OK);
+    assert_int_equal(tk_head_add_adapter(head, TK_RESNET56, 4, NULL), TK_OK);
+    assert_int_equal(tk_model_add_head(m, head), TK_BADARG);
+    tk_head_destroy(head);
+    tk_model_destroy(m);
+}
+
+/* The metadata's rank decides what the file must hold; every other number of it is refused. */
+static void an_adapter_that_is_not_as_the_metadata_says_is_refused(void **state)
+{
+    (void)state;
+    const char *path = fixture_path("adapter.safetensors");
+    tk_model *m = make(false), *back;
+    tk_diag diag = {{0}};
+    m->heads[1]->adapter[7] = NAN;
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_load(&back, path, true, &diag), TK_BADDATA);
+    assert_non_null(strstr(diag.text, "adapter.bob/colour.0.weight"));
+    m->heads[1]->adapter[7] = 0;
+    assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+    assert_int_equal(tk_model_outline(&back, path, NULL), TK_OK);
+    assert_int_equal(back->heads[0]->rank, 0);
+    assert_int_equal(back->heads[1]->rank, 5);
+    tk_model_destroy(back);
+    size_t size;
+    static const char key[] = "adapter_rank\\\":";
+    uint8_t *bytes = fixture_read(path, &size);
+    uint8_t *rank = bytes;
+    while (rank < bytes + size - sizeof key && memcmp(rank, key, sizeof key - 1) != 0)
+        rank++;
+    rank += sizeof key - 1;
+    for (uint8_t digit = '0'; digit <= '9'; digit++) {
+        assert_true(*rank >= '0' && *rank <= '9');
+        *rank = digit;
+        fixture_write(path, bytes, size);
+        const tk_err err = tk_model_load(&back, path, true, NULL);
+        assert_int_equal(err, digit == '5' ? TK_OK : TK_BADDATA);
+        tk_model_destroy(back);
+    }
+    tk_free(bytes);
+    tk_model_destroy(m);
+}
+
 static void weights_that_are_not_finite_are_refused(void **state)
 {
     (void)state;
@@ -285,6 +374,9 @@ int main(void)
         cmocka_unit_test(a_clone_is_equal_and_independent),
         cmocka_unit_test(heads_are_added_once_and_dropped_by_id),
         cmocka_unit_test(a_head_needs_unique_clean_labels),
+        cmocka_unit_test(an_adapter_is_added_once_and_changes_no_answer),
+        cmocka_unit_test(an_adapter_of_another_trunk_is_refused),
+        cmocka_unit_test(an_adapter_that_is_not_as_the_metadata_says_is_refused),
         cmocka_unit_test(weights_that_are_not_finite_are_refused),
         cmocka_unit_test(a_damaged_file_is_refused_or_sound),
         cmocka_unit_test(running_out_of_memory_anywhere_leaves_nothing),

@@ -38,7 +38,10 @@ static void the_missions_recipe_is_distillation_and_consolidation(void **state)
     assert_int_equal(tk_recipe_find(&r, "finetune", TK_RESNET20, NULL), TK_OK);
     assert_true(r.kappa == 0 && r.lambda == 0 && r.batch_norm == 1);
     assert_int_equal(tk_recipe_find(&r, "probe", TK_RESNET20, NULL), TK_OK);
-    assert_false(r.train_trunk);
+    assert_false(r.train_trunk || r.adapter);
+    assert_int_equal(tk_recipe_find(&r, "adapter", TK_RESNET20, NULL), TK_OK);
+    assert_true(!r.train_trunk && r.adapter && r.kappa == 0 && r.lambda == 0);
+    assert_true(r.adapter_rank >= 8 && r.adapter_rank <= 64);
 }
 
 static void an_unknown_recipe_is_answered_with_the_names(void **state)
@@ -68,6 +71,7 @@ static void a_bad_value_is_refused_with_field_limit_and_value(void **state)
         {"epochs", 2.5, {"epochs", "2.5", "whole"}},
         {"views", 65, {"views", "65", "1..64"}},
         {"validation", 0.9, {"validation", "0.9", "0.01..0.5"}},
+        {"compute", 2, {"compute", "2 is", "0..1"}},
         {"kapa", 1, {"kapa", "no such", "hyper-parameter"}},
         {"", 1, {"\"\"", "no such", "hyper-parameter"}},
     };

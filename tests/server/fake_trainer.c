@@ -2,12 +2,11 @@
  *
  *     ok...        progress, a validation, a candidate with the head added, result.json
  *     probe...     the same with outcome probe
- *     reject...    result.json with outcome reject
- *     dies...      killed by a signal, always
- *     once...      killed by a signal the first time, ok when it finds its checkpoint
- *     hang...      the first time: a checkpoint, then nothing until SIGTERM; then ok
- *     stubborn...  hangs and ignores SIGTERM
- *     garbage...   lines and a result.json that are none
+ *     reject...    result.json with outcome reject: every other head loses 3 of 8 images
+ *     curve...     validations at steps 1 to 3, then killed; the next time from step 2 on, to step
+ * 4 dies...      killed by a signal, always once...      killed by a signal the first time, ok when
+ * it finds its checkpoint hang...      the first time: a checkpoint, then nothing until SIGTERM;
+ * then ok stubborn...  hangs and ignores SIGTERM garbage...   lines and a result.json that are none
  *     baddata...   the event "failed" with TK_BADDATA, exit 1
  *     thief...     a candidate without the other heads
  *     silent...    exit 0 and no result
@@ -24,6 +23,7 @@
 
 #include "engine/file.h"
 #include "engine/mem.h"
+#include "heads/gate.h"
 #include "heads/model.h"
 #include "heads/pack.h"
 
@@ -94,7 +94,36 @@ static void write_pack(const char *dir)
     must(tk_pack_commit(w, &diag), &diag);
 }
 
-static void write_result(const char *dir, const char *outcome, const tk_model *model)
+/* 6 of 8 images are right before, and `lost` of them wrong now. */
+static json_t *judged(const char *head, size_t lost)
+{
+    const tk_gate_counts counts = {.n = 8, .right_before = 6, .n01 = lost};
+    const tk_gate_rule rule = {.best = 0.75, .tolerance = 1};
+    const tk_gate_record g = tk_gate_judge_counts(head, &counts, &rule);
+    return json_pack("{s:s,s:f,s:f,s:f,s:i,s:i,s:i,s:i,s:f,s:f,s:f,s:f,s:f,s:s,s:b,s:b}", "head",
+                     head, "best", g.best, "tolerance", g.tolerance, "sigma", g.sigma, "n", 8,
+                     "right_before", 6, "n01", (int)lost, "n10", 0, "before", g.before, "after",
+                     g.after, "floor", g.floor, "drop", g.drop, "se", g.se, "source", "validation",
+                     "resolved", (int)g.resolved, "admitted", (int)g.admitted);
+}
+
+/* Every head of the base but the job's own. */
+static json_t *judge_others(const json_t *job, size_t lost)
+{
+    tk_diag diag;
+    tk_model *base;
+    json_t *list = json_array();
+    if (!text_of(job, "base")) return list;
+    must(tk_model_load(&base, text_of(job, "base"), false, &diag), &diag);
+    for (size_t i = 0; i < base->n_heads; i++)
+        if (strcmp(base->heads[i]->id, text_of(job, "head")) != 0)
+            json_array_append_new(list, judged(base->heads[i]->id, lost));
+    tk_model_destroy(base);
+    return list;
+}
+
+static void write_result(const json_t *job, const char *dir, const char *outcome,
+                         const tk_model *model)
 {
     tk_diag diag;
     char path[4096];
@@ -104,9 +133,10 @@ static void write_result(const char *dir, const char *outcome, const tk_model *m
                               json_pack("{s:s,s:i,s:f,s:f,s:s,s:[[i,i],[i,i]]}", "head",
                                         model->heads[i]->id, "n", 8, "accuracy", 0.75, "top5", 1.0,
                                         "source", "validation", "confusion", 3, 1, 1, 3));
-    json_t *root = json_pack("{s:s,s:s,s:o}", "outcome", outcome, "reason",
-                             "because the fake says so", "validations", list);
-    char *text = json_dumps(root, JSON_COMPACT);
+    json_t *root =
+        json_pack("{s:s,s:s,s:o,s:o}", "outcome", outcome, "reason", "because the fake says so",
+                  "gate", judge_others(job, model ? 0 : 3), "validations", list);
+    char *text = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));
     path_in(path, sizeof path, dir, "result.json");
     must(tk_file_write(path, text, strlen(text), &diag), &diag);
     free(text);
@@ -125,14 +155,14 @@ static void finish(const json_t *job, const char *dir, const char *name)
     (void)printf("{\"event\":\"log\",\"level\":\"info\",\"message\":\"writing\"}\n");
     (void)fflush(stdout);
     if (reject) {
-        write_result(dir, "reject", NULL);
+        write_result(job, dir, "reject", NULL);
         return;
     }
     tk_model *model = candidate(job, strncmp(name, "thief", 5) == 0);
     path_in(path, sizeof path, dir, "candidate.safetensors");
     must(tk_model_save(model, path, &diag), &diag);
     if (strcmp(text_of(job, "retention"), "validation") == 0) write_pack(dir);
-    write_result(dir, probe ? "probe" : "commit", model);
+    write_result(job, dir, probe ? "probe" : "commit", model);
     tk_model_destroy(model);
 }
 
@@ -157,6 +187,28 @@ static bool checkpoint(const char *dir)
     if (access(path, F_OK) == 0) return true;
     must(tk_file_write(path, "x", 1, &diag), &diag);
     return false;
+}
+
+/* One point of a curve: accuracy a tenth of the step. */
+static void validation(const json_t *job, const char *stage, int step)
+{
+    (void)printf("{\"event\":\"validation\",\"stage\":\"%s\",\"step\":%d,\"epoch\":%d,"
+                 "\"loss\":{\"total\":1.5,\"ce\":1.0,\"kd\":0.4,\"ewc\":0.1},\"heads\":["
+                 "{\"head\":\"alice/ok\",\"accuracy\":0.%d,\"change\":-0.1,\"floor\":0.25,"
+                 "\"n\":8,\"source\":\"validation\"},"
+                 "{\"head\":\"%s\",\"accuracy\":0.5,\"n\":8,\"source\":\"validation\"}]}\n",
+                 stage, step, step, step, text_of(job, "head"));
+    (void)fflush(stdout);
+}
+
+/* The curve of this attempt; true: go on to the end. */
+static bool curve(const json_t *job, const char *dir)
+{
+    const bool resumed = checkpoint(dir);
+    validation(job, "warm-up", 0);
+    for (int step = resumed ? 2 : 1; step <= (resumed ? 4 : 3); step++)
+        validation(job, "train", step);
+    return resumed;
 }
 
 static int garbage(const char *dir)
@@ -192,7 +244,8 @@ int main(int argc, char **argv)
                      i);
     (void)fflush(stdout);
     int code = 0;
-    if (strncmp(name, "dies", 4) == 0 || (strncmp(name, "once", 4) == 0 && !checkpoint(dir))) {
+    if (strncmp(name, "dies", 4) == 0 || (strncmp(name, "once", 4) == 0 && !checkpoint(dir)) ||
+        (strncmp(name, "curve", 5) == 0 && !curve(job, dir))) {
         (void)fprintf(stderr, "out of\ncheese\n");
         (void)kill(getpid(), SIGKILL);
     } else if (strncmp(name, "stubborn", 8) == 0 ||

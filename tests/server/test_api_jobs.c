@@ -21,7 +21,8 @@ static fixture_bytes images[4];
 static uint64_t alices, bobs; /* data sets */
 
 /* Tells progress and one validation of both tenants' heads, then fails for good; a job for the head
- * "slow" sleeps until it is killed. */
+ * "slow" sleeps until it is killed. "judged" ends in a rejection, with the gate's record about
+ * alice's head and bob's; in that of "liar" the judgement does not follow from the counts. */
 static const char script[] =
     "#!/bin/sh\n"
     "if grep -q bob/slow \"$1\"; then exec sleep 600; fi\n"
@@ -29,9 +30,27 @@ static const char script[] =
     "'{\"event\":\"progress\",\"stage\":\"train\",\"step\":1,\"steps\":2,\"epoch\":1,\"epochs\":1,"
     "\"rate\":0.1,"
     "\"loss\":{\"total\":1.5,\"ce\":1.0,\"kd\":0.25,\"ewc\":0.25},\"eta_s\":1.0}'\n"
-    "echo '{\"event\":\"validation\",\"stage\":\"train\",\"step\":2,\"epoch\":1,\"heads\":["
-    "{\"head\":\"alice/type\",\"accuracy\":0.5,\"change\":-0.25,\"n\":40},"
+    "echo "
+    "'{\"event\":\"validation\",\"stage\":\"train\",\"step\":2,\"epoch\":1,\"loss\":{\"total\":1."
+    "25,\"ce\":1,\"kd\":0.25},\"heads\":["
+    "{\"head\":\"alice/type\",\"accuracy\":0.5,\"change\":-0.25,\"floor\":0.74,\"n\":40},"
     "{\"head\":\"bob/colour\",\"accuracy\":0.75,\"change\":0.25,\"n\":30}]}'\n"
+    "if grep -q -e bob/judged -e bob/liar \"$1\"; then\n"
+    "if grep -q bob/liar \"$1\"; then lost=2; else lost=3; fi\n"
+    "sed s/LOST/$lost/ >\"${1%/*}/result.json\" <<'END'\n"
+    "{\"outcome\":\"reject\",\"reason\":\"head \\\"alice/type\\\" would fall\",\"gate\":["
+    "{\"head\":\"alice/"
+    "type\",\"best\":0.8,\"tolerance\":1,\"sigma\":0,\"n\":40,\"right_before\":30,"
+    "\"n01\":LOST,\"n10\":1,\"before\":0.75,\"after\":0.7,\"floor\":0.75,\"drop\":5,\"se\":5,"
+    "\"source\":\"validation\",\"resolved\":false,\"admitted\":false},"
+    "{\"head\":\"bob/colour\",\"best\":1,\"tolerance\":3,\"sigma\":0,\"n\":10,\"right_before\":10,"
+    "\"n01\":0,\"n10\":0,\"before\":1,\"after\":1,\"floor\":0.97,\"drop\":0,\"se\":0,"
+    "\"source\":\"agreement\",\"resolved\":false,\"admitted\":true}],"
+    "\"precisions\":{\"bf16\":{\"admitted\":false,\"heads\":[{\"head\":\"alice/type\",\"n\":40,"
+    "\"accuracy\":0.65,\"fp32\":0.7,\"alike\":0.9,\"tolerance\":1,\"source\":\"validation\","
+    "\"admitted\":false}]}}}\n"
+    "END\n"
+    "exit 0; fi\n"
     "echo '{\"event\":\"failed\",\"error\":\"TK_BADDATA\",\"reason\":\"the script says so\"}'\n"
     "exit 1\n";
 
@@ -217,6 +236,107 @@ static void a_running_job_can_be_cancelled_and_watched_meanwhile(void **state)
     tk_client_free_message(a.message);
 }
 
+static Trunkd__V1__Decision *explain(tk_client *client, uint64_t job)
+{
+    Trunkd__V1__ExplainGateRequest in;
+    trunkd__v1__explain_gate_request__init(&in);
+    in.id = job;
+    const answer a = ask(client, "/trunkd.v1.Jobs/ExplainGate", &in, PB(decision));
+    if (!a.message) fail_msg("%s: %s", tk_client_code_text(a.status.code), a.status.text);
+    return (Trunkd__V1__Decision *)a.message;
+}
+
+static void the_gate_explains_itself_and_judges_again(void **state)
+{
+    (void)state;
+    char judged[] = "judged", liar[] = "liar";
+    const uint64_t job = submit(server.bob, judged, bobs), lied = submit(server.bob, liar, bobs);
+    assert_int_equal(watch(server.bob, lied, 0).state, TRUNKD__V1__JOB_STATE__REJECTED);
+    Trunkd__V1__Decision *d = explain(server.bob, job);
+    assert_string_equal(d->outcome, "reject");
+    assert_string_equal(d->reason, "head \"other-1\" would fall");
+    assert_int_equal(d->base_version, 1);
+    assert_int_equal(strlen(d->base_sha256), 64);
+    assert_int_equal(d->version, 0);
+    assert_int_equal(d->n_heads, 2);
+    assert_string_equal(d->heads[0]->head, "other-1");
+    assert_false(d->heads[0]->own);
+    assert_int_equal(d->heads[0]->right_after, 28);
+    assert_true(d->heads[0]->same && !d->heads[0]->admitted && !d->heads[0]->resolved);
+    assert_string_equal(d->heads[1]->head, "colour");
+    assert_true(d->heads[1]->own && d->heads[1]->agreement && d->heads[1]->admitted);
+    assert_int_equal(d->n_precisions, 1);
+    assert_string_equal(d->precisions[0]->name, "bf16");
+    assert_string_equal(d->precisions[0]->heads[0]->head, "other-1");
+    assert_false(d->precisions[0]->admitted);
+    assert_true(d->same);
+    assert_non_null(strstr(d->again, "\"other-1\": 70.0 % after 75.0 %"));
+    tk_client_free_message(&d->base);
+    d = explain(server.admin, job);
+    assert_string_equal(d->heads[0]->head, "alice/type");
+    tk_client_free_message(&d->base);
+    d = explain(server.bob, lied); /* 30 less 2 and 1 more are 29, not 28 */
+    assert_false(d->same || d->heads[0]->same);
+    assert_true(d->heads[1]->same);
+    tk_client_free_message(&d->base);
+}
+
+static void a_decision_and_a_curve_are_for_the_owner_of_the_job(void **state)
+{
+    (void)state;
+    char fails[] = "use", head[] = "judged";
+    const uint64_t failed = submit(server.bob, fails, bobs),
+                   judged = submit(server.bob, head, bobs);
+    (void)watch(server.bob, judged, 0);
+    Trunkd__V1__ExplainGateRequest gate;
+    trunkd__v1__explain_gate_request__init(&gate);
+    Trunkd__V1__GetCurveRequest curve;
+    trunkd__v1__get_curve_request__init(&curve);
+    const struct {
+        tk_client *who;
+        uint64_t job;
+        int gate, curve;
+    } cases[] = {{server.bob, judged, TK_CLIENT_OK, TK_CLIENT_OK},
+                 {server.admin, judged, TK_CLIENT_OK, TK_CLIENT_OK},
+                 {server.alice, judged, TK_CLIENT_NOT_FOUND, TK_CLIENT_NOT_FOUND},
+                 {server.bob, 4711, TK_CLIENT_NOT_FOUND, TK_CLIENT_NOT_FOUND},
+                 {server.bob, 0, TK_CLIENT_NOT_FOUND, TK_CLIENT_NOT_FOUND},
+                 {server.bob, UINT64_MAX, TK_CLIENT_NOT_FOUND, TK_CLIENT_NOT_FOUND},
+                 {server.bob, failed, TK_CLIENT_FAILED_PRECONDITION, TK_CLIENT_OK}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        gate.id = curve.id = cases[i].job;
+        answer a = ask(cases[i].who, "/trunkd.v1.Jobs/ExplainGate", &gate, PB(decision));
+        tk_client_free_message(a.message);
+        if (a.status.code != cases[i].gate) fail_msg("case %zu: %s", i, a.status.text);
+        a = ask(cases[i].who, "/trunkd.v1.Jobs/GetCurve", &curve, PB(curve));
+        tk_client_free_message(a.message);
+        if (a.status.code != cases[i].curve) fail_msg("case %zu: %s", i, a.status.text);
+    }
+}
+
+static void a_curve_has_heads_floors_and_losses(void **state)
+{
+    (void)state;
+    char head[] = "judged";
+    const uint64_t job = submit(server.bob, head, bobs);
+    assert_int_equal(watch(server.bob, job, 0).state, TRUNKD__V1__JOB_STATE__REJECTED);
+    Trunkd__V1__GetCurveRequest in;
+    trunkd__v1__get_curve_request__init(&in);
+    in.id = job;
+    const answer a = ask(server.bob, "/trunkd.v1.Jobs/GetCurve", &in, PB(curve));
+    assert_non_null(a.message);
+    const Trunkd__V1__Curve *c = (const Trunkd__V1__Curve *)a.message;
+    assert_int_equal(c->n_points, 1);
+    assert_string_equal(c->points[0]->stage, "train");
+    assert_int_equal(c->points[0]->step, 2);
+    assert_int_equal(c->points[0]->n_heads, 2);
+    assert_string_equal(c->points[0]->heads[0]->head, "other-1");
+    assert_float_equal(c->points[0]->heads[0]->floor, 0.74, 1e-9);
+    assert_float_equal(c->points[0]->heads[1]->floor, 0, 0);
+    assert_float_equal(c->points[0]->losses->kd, 0.25, 1e-9);
+    tk_client_free_message(a.message);
+}
+
 static void a_data_set_in_use_cannot_be_deleted_and_a_stop_ends_the_watch(void **state)
 {
     (void)state;
@@ -276,6 +396,9 @@ int main(void)
         cmocka_unit_test(submit_names_what_is_wrong),
         cmocka_unit_test(watch_shows_a_job_to_its_end_and_others_without_their_names),
         cmocka_unit_test(a_running_job_can_be_cancelled_and_watched_meanwhile),
+        cmocka_unit_test(the_gate_explains_itself_and_judges_again),
+        cmocka_unit_test(a_decision_and_a_curve_are_for_the_owner_of_the_job),
+        cmocka_unit_test(a_curve_has_heads_floors_and_losses),
         cmocka_unit_test(
             a_data_set_in_use_cannot_be_deleted_and_a_stop_ends_the_watch), /* last: it stops */
     };

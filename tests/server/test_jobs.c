@@ -258,6 +258,96 @@ static void probe_and_reject_are_told_apart(void **state)
     end_scene(&s);
 }
 
+static void every_judged_job_leaves_a_decision(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    scene s;
+    tk_job job;
+    tk_version v;
+    tk_decision d;
+    set_scene(&s);
+    commit_one(&s, "ok");
+    const uint64_t second = submit(&s, "ok-two"), refused = submit(&s, "reject"),
+                   failed = submit(&s, "baddata");
+    wait_end(&s, failed, &job);
+    tk_job_fini(&job);
+    assert_ok(tk_store_decision_get(s.f.store, s.f.alice, second, &d, &diag));
+    assert_string_equal(d.outcome, "commit");
+    assert_string_equal(d.reason, "because the fake says so");
+    assert_int_equal(d.base_version, 1);
+    assert_int_equal(d.version, 2);
+    assert_true(d.decided_ms > 0);
+    assert_int_equal(d.judged.n_heads, 1);
+    assert_string_equal(d.judged.heads[0].id, "alice/ok");
+    assert_int_equal(d.judged.heads[0].gate.right_before, 6);
+    assert_true(d.judged.heads[0].gate.admitted);
+    for (uint64_t number = 1; number <= 2; number++) {
+        assert_ok(tk_store_version_get(s.f.store, TK_ALL, number, 0, &v, &diag));
+        assert_string_equal(number == 1 ? d.base_sha : d.sha, v.sha);
+        tk_version_fini(&v);
+    }
+    tk_decision_fini(&d);
+    assert_ok(tk_store_decision_get(s.f.store, s.f.alice, refused, &d, &diag));
+    assert_string_equal(d.outcome, "reject");
+    assert_int_equal(d.base_version, 2);
+    assert_int_equal(d.version, 0);
+    assert_string_equal(d.sha, "");
+    assert_int_equal(d.judged.n_heads, 2);
+    assert_int_equal(d.judged.heads[1].gate.n01, 3);
+    assert_false(d.judged.heads[1].gate.admitted);
+    tk_decision_fini(&d);
+    assert_err(tk_store_decision_get(s.f.store, s.f.alice, failed, &d, &diag), TK_PRECONDITION,
+               "it failed");
+    assert_err(tk_store_decision_get(s.f.store, s.f.bob, second, &d, &diag), TK_NOTFOUND, "job 2");
+    assert_err(tk_store_decision_get(s.f.store, TK_ALL, 77, &d, &diag), TK_NOTFOUND, "job 77");
+    end_scene(&s);
+}
+
+static void a_resumed_job_has_each_point_of_its_curve_once(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    scene s;
+    tk_job job;
+    tk_job_events curve;
+    tk_lessons lessons;
+    set_scene(&s);
+    commit_one(&s, "ok");
+    const uint64_t id = submit(&s, "curve");
+    wait_end(&s, id, &job);
+    assert_int_equal(job.state, TK_JOB_COMMITTED);
+    assert_int_equal(job.attempts, 2);
+    tk_job_fini(&job);
+    assert_ok(tk_store_curve_list(s.f.store, id, &curve, &diag));
+    /* finish() measures step 3 once more, which sends training back to it */
+    static const struct {
+        const char *stage;
+        uint64_t step;
+    } want[] = {{"warm-up", 0}, {"train", 1}, {"train", 2}, {"train", 3}};
+    assert_int_equal(curve.n, 4);
+    for (size_t i = 0; i < 4; i++) {
+        assert_string_equal(curve.items[i].stage, want[i].stage);
+        assert_int_equal(curve.items[i].step, want[i].step);
+    }
+    assert_int_equal(curve.items[2].n_heads, 2);
+    assert_true(curve.items[2].heads[0].floor == 0.25);
+    assert_true(isnan(curve.items[2].heads[1].floor));
+    assert_true(curve.items[2].loss_kd == 0.4);
+    tk_job_events_fini(&curve);
+    assert_ok(tk_store_lessons(s.f.store, &lessons, &diag));
+    assert_int_equal(lessons.n, 2);
+    assert_int_equal(lessons.items[1].version, 2);
+    assert_string_equal(lessons.items[1].head, "alice/curve");
+    double low = 1;
+    for (size_t i = 0; i < lessons.n_lows; i++)
+        if (lessons.lows[i].version == 2 && strcmp(lessons.lows[i].head, "alice/ok") == 0)
+            low = lessons.lows[i].accuracy;
+    assert_true(low == 0.1);
+    tk_lessons_fini(&lessons);
+    end_scene(&s);
+}
+
 static void a_trainer_that_dies_once_resumes(void **state)
 {
     (void)state;
@@ -870,6 +960,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_job_ends_in_a_version_that_is_served),
         cmocka_unit_test(probe_and_reject_are_told_apart),
+        cmocka_unit_test(every_judged_job_leaves_a_decision),
+        cmocka_unit_test(a_resumed_job_has_each_point_of_its_curve_once),
         cmocka_unit_test(a_trainer_that_dies_once_resumes),
         cmocka_unit_test(a_trainer_that_always_dies_fails_with_its_last_words),
         cmocka_unit_test(garbage_is_retried_and_then_fails),

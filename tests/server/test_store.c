@@ -11,6 +11,7 @@
 
 #include "engine/file.h"
 #include "engine/mem.h"
+#include "store/db.h"
 #include "store_fixture.h"
 
 static char *read_admin_token(const store_fixture *f)
@@ -291,9 +292,10 @@ static void a_data_set_in_use_cannot_be_deleted(void **state)
     (void)snprintf(words, sizeof words, "job %llu", (unsigned long long)job.id);
     assert_err(tk_store_data_set_delete(f.store, f.alice, id, &diag), TK_PRECONDITION, words);
     job.state = TK_JOB_CANCELLED;
-    assert_ok(tk_store_job_update(f.store, &job, NULL, NULL, &diag));
+    assert_ok(tk_store_job_update(f.store, &job, NULL, NULL, NULL, &diag));
     assert_ok(tk_store_data_set_delete(f.store, f.alice, id, &diag));
-    assert_err(tk_store_job_update(f.store, &job, NULL, NULL, &diag), TK_PRECONDITION, "ended");
+    assert_err(tk_store_job_update(f.store, &job, NULL, NULL, NULL, &diag), TK_PRECONDITION,
+               "ended");
     tk_job_fini(&job);
     fixture_close(&f);
 }
@@ -607,6 +609,109 @@ static void old_events_make_room(void **state)
     fixture_close(&f);
 }
 
+/* A job that ends as rejected, with what the gate said. */
+static tk_err reject(store_fixture *f, const char *judged, uint64_t *id, tk_diag *diag)
+{
+    tk_job job = {.tenant = f->alice,
+                  .head = "type",
+                  .data_set = fixture_data_set(f->store, f->alice, 10, 1),
+                  .tolerance = 1,
+                  .seed = 1};
+    assert_ok_(tk_store_job_add(f->store, &job, diag), diag, "job", __FILE__, __LINE__);
+    *id = job.id;
+    job.state = TK_JOB_REJECTED;
+    job.ended_ms = 1234;
+    (void)snprintf(job.outcome, sizeof job.outcome, "reject");
+    const tk_err err = tk_store_job_update(f->store, &job, NULL, NULL, judged, diag);
+    tk_job_fini(&job);
+    return err;
+}
+
+#define JUDGED(n01)                                                                                \
+    "{\"gate\":[{\"head\":\"bob/colour\",\"best\":0.5,\"tolerance\":1,\"sigma\":0.5,\"n\":4,"      \
+    "\"right_before\":2,\"n01\":" n01 ",\"n10\":0,\"before\":0.5,\"after\":0.25,\"floor\":0.49,"   \
+    "\"drop\":25,\"se\":25,\"source\":\"validation\",\"resolved\":false,\"admitted\":false}],"     \
+    "\"precisions\":{\"bf16\":{\"admitted\":true,\"heads\":[{\"head\":\"bob/colour\",\"n\":4,"     \
+    "\"accuracy\":0.5,\"fp32\":0.5,\"alike\":1,\"tolerance\":1,\"source\":\"agreement\","          \
+    "\"admitted\":true}]}}}"
+
+static void a_decision_cannot_be_changed(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    store_fixture f;
+    tk_decision d;
+    tk_db *db;
+    uint64_t id;
+    char path[128];
+    fixture_open(&f, NULL);
+    assert_ok(reject(&f, JUDGED("1"), &id, &diag));
+    (void)snprintf(path, sizeof path, "%s/trunkd.sqlite", f.dir);
+    assert_ok(tk__db_open(&db, path, &diag));
+    assert_true(tk__db_run(db, &diag, "UPDATE decisions SET outcome = 'commit'", "") != TK_OK);
+    assert_non_null(strstr(diag.text, "cannot be changed"));
+    assert_true(tk__db_run(db, &diag, "DELETE FROM decisions", "") != TK_OK);
+    assert_non_null(strstr(diag.text, "cannot be deleted"));
+    tk__db_close(db);
+    fixture_reopen(&f, NULL);
+    assert_ok(tk_store_decision_get(f.store, f.alice, id, &d, &diag));
+    assert_string_equal(d.outcome, "reject");
+    assert_int_equal(d.decided_ms, 1234);
+    assert_true(d.judged.heads[0].gate.sigma == 0.5);
+    assert_int_equal(d.judged.n_checks, 1);
+    assert_int_equal(d.judged.checks[0].precision, TK_PRECISION_BF16);
+    assert_true(d.judged.checks[0].check.agreement);
+    tk_decision_fini(&d);
+    fixture_close(&f);
+}
+
+static void a_record_of_the_gate_that_contradicts_itself_is_refused(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    tk_judgement judged;
+    assert_ok(tk_judgement_parse(JUDGED("2"), &judged, &diag));
+    tk_judgement_fini(&judged);
+    static const char *const bad[][2] = {
+        {JUDGED("3"), "contradict"}, /* three lost, of two that were right */
+        {JUDGED("-1"), "n01"},
+        {JUDGED("\"1\""), "n01"},
+        {"{}", "no list of heads"},
+        {"{\"gate\":[{}]}", "without a valid"},
+        {"{\"gate\":[],\"precisions\":{\"int4\":{\"heads\":[{}]}}}", "without a valid"},
+        {"not JSON", "no list of heads"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_err(tk_judgement_parse(bad[i][0], &judged, &diag), TK_BADDATA, bad[i][1]);
+}
+
+static void a_store_of_the_first_schema_is_brought_up_to_date(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    store_fixture f;
+    tk_decision d;
+    tk_db *db;
+    uint64_t id;
+    char path[128];
+    fixture_open(&f, NULL);
+    assert_ok(reject(&f, NULL, &id, &diag));
+    tk_store_close(f.store);
+    (void)snprintf(path, sizeof path, "%s/trunkd.sqlite", f.dir);
+    assert_ok(tk__db_open(&db, path, &diag));
+    assert_ok(tk__db_script(
+        db, "DROP TABLE decisions; DROP TABLE curves; DROP TABLE lows; PRAGMA user_version = 1",
+        &diag));
+    tk__db_close(db);
+    assert_ok(tk_store_open(&f.store, f.dir, NULL, &diag));
+    assert_err(tk_store_decision_get(f.store, f.alice, id, &d, &diag), TK_PRECONDITION,
+               "before decisions were kept");
+    assert_ok(reject(&f, JUDGED("1"), &id, &diag));
+    assert_ok(tk_store_decision_get(f.store, f.alice, id, &d, &diag));
+    tk_decision_fini(&d);
+    fixture_close(&f);
+}
+
 static void out_of_memory_leaves_nothing_behind(void **state)
 {
     (void)state;
@@ -662,6 +767,9 @@ int main(void)
         cmocka_unit_test(trunk_settings_hold_until_there_is_a_version),
         cmocka_unit_test(jobs_and_events_come_back),
         cmocka_unit_test(old_events_make_room),
+        cmocka_unit_test(a_decision_cannot_be_changed),
+        cmocka_unit_test(a_record_of_the_gate_that_contradicts_itself_is_refused),
+        cmocka_unit_test(a_store_of_the_first_schema_is_brought_up_to_date),
         cmocka_unit_test(out_of_memory_leaves_nothing_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

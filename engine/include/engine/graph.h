@@ -13,6 +13,8 @@
 
 #include "engine/net.h"
 #include "engine/pool.h"
+#include "engine/precision.h"
+#include "engine/side.h"
 
 typedef enum tk_bn_mode {
     TK_BN_BATCH,  /* statistics of the batch (biased variance), running ones updated with momentum 0.1
@@ -25,6 +27,14 @@ typedef struct tk_graph tk_graph;
 /* `pool` is borrowed and must outlive the graph. */
 TK_MUST tk_err tk_graph_create(tk_graph **out, tk_arch arch, unsigned px, size_t max_batch,
                                tk_pool *pool, tk_diag *diag);
+/* The same, computing in `precision`: tk_graph_create()'s TK_PRECISION_FP32, or TK_PRECISION_BF16, which
+ * rounds the operands of the convolutions' matrix products to bfloat16 (images, activations, weights and
+ * gradients as they enter a product). What is kept or summed stays fp32: parameters, activations,
+ * gradients, batch norm, and all of tk_graph_backward_squares()'s weight gradients. Faster than fp32 only
+ * where tk_precision_native() says so; elsewhere it gives the same up to rounding, slowly. Every other
+ * precision is TK_BADARG. */
+TK_MUST tk_err tk_graph_create_as(tk_graph **out, tk_arch arch, unsigned px, size_t max_batch,
+                                  tk_precision precision, tk_pool *pool, tk_diag *diag);
 void tk_graph_destroy(tk_graph *graph); /* NULL is fine */
 
 /* x: [n][px][px][3], copied; *features borrows [n][features] until the next forward. 1 <= n <= max_batch.
@@ -39,10 +49,24 @@ void tk_graph_backward(tk_graph *graph, const tk_params *params, const float *df
                        float *grads);
 
 /* Per-sample squares, for the Fisher diagonal: squares[j] += sum over i of (d L_i / d theta_j)^2,
- * where dfeatures[i] is the gradient of sample i's own loss. After a TK_BN_FROZEN forward only
- * (samples are then independent). */
+ * where dfeatures[i] and dside[i] (NULL: nothing comes through a side) are the gradients of sample i's
+ * own loss. After a TK_BN_FROZEN forward only (samples are then independent). */
 void tk_graph_backward_squares(tk_graph *graph, const tk_params *params, const float *dfeatures,
-                               float *squares);
+                               const float *dside, float *squares);
+
+/* Gives the graph a side, or other weights for it, or takes it away (rank 0); the weights are copied.
+ * Allocates only when the rank changes. TK_BADARG: it is another architecture's. On failure the graph
+ * has no side. */
+TK_MUST tk_err tk_graph_set_side(tk_graph *graph, const tk_side *side, tk_diag *diag);
+/* The side outputs z [n][S][rank] of the last forward; borrowed until the next, NULL without a side. */
+const float *tk_graph_side(const tk_graph *graph);
+/* tk_graph_backward() for a loss that also depends on z: dside [n][S][rank], NULL for none. The side's
+ * weights are those of the forward. */
+void tk_graph_backward_through(tk_graph *graph, const tk_params *params, const float *dfeatures,
+                               const float *dside, float *grads);
+/* The gradient of the side's own weights: grads [tk_side_size()], overwritten. Before the trunk's
+ * backward of the same forward, or without it. */
+void tk_graph_side_backward(tk_graph *graph, const float *dside, float *grads);
 
 /* The first layer, in forward order and by its weights' name ("layer1.0.conv1.weight"), whose output in
  * the last forward holds a NaN or an infinity; NULL if there is none. */

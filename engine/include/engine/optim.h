@@ -1,5 +1,5 @@
-/* SGD with Nesterov momentum and weight decay as PyTorch defines it, gradient clipping by global norm,
- * and learning-rate schedules. */
+/* SGD with Nesterov momentum and weight decay as PyTorch defines it, gradient clipping by global
+ * norm, and learning-rate schedules. */
 #ifndef ENGINE_OPTIM_H
 #define ENGINE_OPTIM_H
 
@@ -8,14 +8,14 @@
 #include "engine/net.h"
 #include "engine/pool.h"
 
-/* One step over n floats:  g += decay * w;  v = momentum * v + g;  g' = g + momentum * v (Nesterov)
- * or v;  w -= lr * g'.  (torch.optim.SGD; first step v = g, which v = 0 gives.) `g` is clobbered. */
-void tk_sgd_step(size_t n, float *w, float *g, float *v, float lr, float momentum, float decay,
-                 int nesterov);
+/* One step over n floats:  d = g + decay * w;  v = momentum * v + d;  d' = d + momentum * v
+ * (Nesterov) or v;  w -= lr * d'.  (torch.optim.SGD; first step v = d, which v = 0 gives.) */
+void tk_sgd_step(size_t n, float *w, const float *g, float *v, float lr, float momentum,
+                 float decay, int nesterov);
 
 /* tk_sgd_step over every trained tensor of a trunk; decay only on convolutions. */
-void tk_sgd_step_params(tk_params *params, float *grads, float *velocity, float lr, float momentum,
-                        float decay, int nesterov, tk_pool *pool);
+void tk_sgd_step_params(tk_params *params, const float *grads, float *velocity, float lr,
+                        float momentum, float decay, int nesterov, tk_pool *pool);
 
 /* Euclidean norm in double, fixed order (bit-identical for a given n). NaN if any entry is. */
 double tk_norm(size_t n, const float *g);
@@ -29,9 +29,9 @@ typedef enum tk_schedule_kind {
 
 typedef struct tk_schedule {
     tk_schedule_kind kind;
-    float base;        /* the peak rate */
-    size_t steps;      /* total */
-    size_t warmup;     /* steps of linear rise from base/warmup to base; part of `steps` */
+    float base;    /* the peak rate */
+    size_t steps;  /* total */
+    size_t warmup; /* steps of linear rise from base/warmup to base; part of `steps` */
 } tk_schedule;
 
 /* Rate of step `step`, 0 <= step < steps. */

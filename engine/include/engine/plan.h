@@ -7,6 +7,7 @@
 #include "engine/net.h"
 #include "engine/pool.h"
 #include "engine/precision.h"
+#include "engine/side.h"
 
 typedef struct tk_plan tk_plan;
 
@@ -23,6 +24,15 @@ void tk_plan_destroy(tk_plan *plan); /* NULL is fine */
 /* x: [n][px][px][3] normalised NHWC -> features [n][features]. 1 <= n <= max_batch. The result for one
  * image does not depend on the rest of the batch (bit-identical). One thread at a time per plan. */
 void tk_plan_run(tk_plan *plan, size_t n, const float *x, float *features);
+
+/* Gives the plan a side (copied), or another one, or none (rank 0): fp32 whatever the plan's precision,
+ * which then decides about the maps that it reads. TK_BADARG: it is another architecture's. On failure
+ * the plan has no side. */
+TK_MUST tk_err tk_plan_set_side(tk_plan *plan, const tk_side *side, tk_diag *diag);
+/* tk_plan_run() that also gives the side outputs z [n][S][rank]; NULL: they are not computed. `rows`
+ * [rank] says which are wanted (NULL: all); what stands in z of the others is not specified. */
+void tk_plan_run_side(tk_plan *plan, size_t n, const float *x, float *features, float *z,
+                      const bool *rows);
 
 size_t tk_plan_bytes(const tk_plan *plan);
 /* For a log: precision, instruction set, and how many convolutions go which way ("fp32, avx512: 13 of 20

@@ -29,8 +29,8 @@ enum { TK_CALIBRATION_MAPS = 66 };
 typedef struct tk_calibration {
     uint32_t maps;
     /* [maps], > 0: the largest magnitude that the map represents, in the map's own unit; what lies
-     * beyond is clipped. 0 for the map between the ImageNet stem and its max pool, which takes the
-     * range of the map after. */
+     * beyond is clipped. The map between the ImageNet stem and its max pool has the range of the
+     * map after. */
     float limit[TK_CALIBRATION_MAPS];
 } tk_calibration;
 

@@ -1,7 +1,7 @@
 /* One fine-tune, from data set to candidate version:
  *
- *     decode -> split -> pseudo-labels -> warm-up -> joint training -> line search -> gate ->
- *     precisions -> Fisher
+ *     decode -> split -> pseudo-labels -> warm-up -> adapter -> joint training -> line search ->
+ * gate -> precisions -> Fisher
  *
  * Everything lies in the job's directory. Killed or cancelled at any moment and run again, it ends
  * with the same bits. */
@@ -18,6 +18,7 @@ typedef enum tk_stage {
     TK_STAGE_DECODE,
     TK_STAGE_PSEUDO_LABELS,
     TK_STAGE_WARM_UP,
+    TK_STAGE_ADAPTER,
     TK_STAGE_TRAIN,
     TK_STAGE_LINE_SEARCH,
     TK_STAGE_GATE,
@@ -38,10 +39,12 @@ typedef struct tk_job_progress {
 } tk_job_progress;
 
 /* All heads at one moment: the others in the base's order, then the new one (`n_others` of n =
- * others + 1). before[] has the others' only. */
+ * others + 1). before[] and gate[] have the others' only. */
 typedef struct tk_job_validation {
     tk_stage stage;
     size_t step, epoch, n_others;
+    tk_losses losses;           /* in stage train: means over the epoch that ends here */
+    const tk_gate_record *gate; /* how the gate judges this point */
     const tk_validation *before, *now;
 } tk_job_validation;
 
@@ -91,15 +94,18 @@ typedef struct tk_job_result {
     tk_data_check data; /* what its images show */
     double majority;    /* part of the held-out images that have the most frequent label; 0: none */
     size_t n_others;
-    tk_gate_record *gate;  /* [n_others], of the candidate that was judged last */
-    tk_validation *before; /* [n_others] */
-    tk_validation *after;  /* [n_others + 1], the new head last; of what is committed, or of
-                              what was refused */
-    double probe_accuracy; /* of the new head; NaN: there was no probe */
-    double joint_accuracy; /* of the chosen joint point; NaN: none */
+    tk_gate_record *gate;    /* [n_others], of the candidate that was judged last */
+    tk_validation *before;   /* [n_others] */
+    tk_validation *after;    /* [n_others + 1], the new head last; of what is committed, or of
+                                what was refused */
+    double probe_accuracy;   /* of the new head; NaN: there was no probe */
+    double adapter_accuracy; /* NaN: none was trained */
+    double joint_accuracy;   /* of the chosen joint point; NaN: none */
     size_t best_epoch, restarts, epochs; /* best_epoch 0: none */
     double alpha;                        /* 1: no line search was needed */
     tk_curve_point *curve;               /* [epochs] */
+    size_t n_trials;
+    tk_trial trials[TK_MAX_TRIALS];
     /* [n_others + 1], as `after`: what is committed, in other precisions; NULL: not measured */
     tk_precision_check (*checks)[TK_PRECISION_COUNT];
     bool admitted[TK_PRECISION_COUNT]; /* may it be served so? */

@@ -2,12 +2,13 @@
  * safetensors file:
  *
  *     trunk.<torchvision name>            the trunk
- *     head.<id>.weight [c][f], .bias [c]  one pair per head
+ *     head.<id>.weight [c][width], .bias [c]  one pair per head
+ *     adapter.<id>.<s>.weight [r][c_s], .bias [r]  one pair per stage of a head with an adapter
  *     ewc.fisher.<name>, ewc.anchor.<name>  collapsed Fisher and anchor (absent: EWC off)
  *     ewc.share.<id>                      bytes: the head's part of the Fisher (heads/ewc_share.h)
  *     __metadata__.trunkd                 JSON: format, arch, preprocessing, heads (id, labels,
- *                                         tolerance, best, precisions), Fisher's scale, int8's
- *                                         ranges
+ *                                         tolerance, best, adapter_rank, precisions), Fisher's
+ *                                         scale, int8's ranges
  *
  * An `id` is opaque here; who owns a head is the server's business. */
 #ifndef HEADS_MODEL_H
@@ -16,9 +17,10 @@
 #include "engine/image.h"
 #include "engine/net.h"
 #include "engine/precision.h"
+#include "engine/side.h"
 #include "heads/ewc_share.h"
 
-enum { TK_HEAD_MAX_CLASSES = 10000, TK_LABEL_MAX = 256 };
+enum { TK_HEAD_MAX_CLASSES = 10000, TK_LABEL_MAX = 256, TK_ADAPTER_MAX_RANK = 256 };
 
 /* How a head fares in a precision: its answers there against its answers in fp32, on the same
  * held-out images. See heads/precision_gate.h. */
@@ -31,15 +33,25 @@ typedef struct tk_precision_check {
     bool admitted;
 } tk_precision_check;
 
-/* A linear classifier on the trunk's features. */
+/* A linear classifier on the trunk's features or, with an adapter (a side of its own,
+ * engine/side.h), on those and the adapter's S * rank outputs. With 100 classes it takes so many
+ * KiB:
+ *
+ *     rank              none    8   32   64
+ *     ResNet-18          201  243  371  541
+ *     ResNet-50          801  933 1331 1861 */
 typedef struct tk_head {
     char *id;
     size_t classes, features;
-    char **labels;      /* [classes], UTF-8, unique, 1..TK_LABEL_MAX bytes */
-    float *weight;      /* [classes][features] */
-    float *bias;        /* [classes] */
-    double tolerance;   /* points that the gate lets it fall, default 1.0 */
-    double best;        /* best committed validation accuracy, 0..1; NaN: never measured */
+    size_t width;     /* of the linear layer's input: features + S * rank */
+    size_t rank;      /* of the adapter; 0: none */
+    tk_arch arch;     /* of the trunk that the adapter reads */
+    float *adapter;   /* as tk_side.data; NULL: none */
+    char **labels;    /* [classes], UTF-8, unique, 1..TK_LABEL_MAX bytes */
+    float *weight;    /* [classes][width] */
+    float *bias;      /* [classes] */
+    double tolerance; /* points that the gate lets it fall, default 1.0 */
+    double best;      /* best committed validation accuracy, 0..1; NaN: never measured */
     tk_ewc_share share; /* of the model's Fisher; none when it was made without, or not loaded */
     tk_precision_check checks[TK_PRECISION_COUNT]; /* fp32's is unused */
 } tk_head;
@@ -58,6 +70,9 @@ TK_MUST tk_err tk_head_create(tk_head **out, const char *id, size_t classes, siz
                               const char *const *labels, tk_diag *diag);
 TK_MUST tk_err tk_head_clone(tk_head **out, const tk_head *from);
 void tk_head_destroy(tk_head *head);
+/* Gives a head that has none an adapter of rank 1..TK_ADAPTER_MAX_RANK, all zero; its answers stay
+ * as they are. On failure the head is unchanged. */
+TK_MUST tk_err tk_head_add_adapter(tk_head *head, tk_arch arch, size_t rank, tk_diag *diag);
 
 /* An empty model with a zeroed trunk. Free with tk_model_destroy(). */
 TK_MUST tk_err tk_model_create(tk_model **out, tk_arch arch, const tk_preproc *preproc,
@@ -65,7 +80,7 @@ TK_MUST tk_err tk_model_create(tk_model **out, tk_arch arch, const tk_preproc *p
 TK_MUST tk_err tk_model_clone(tk_model **out, const tk_model *from);
 void tk_model_destroy(tk_model *model);
 tk_head *tk_model_head(const tk_model *model, const char *id); /* or NULL */
-/* Takes the head. TK_EXISTS when the id is there. */
+/* Takes the head. TK_EXISTS when the id is there, TK_BADARG when it does not fit the trunk. */
 TK_MUST tk_err tk_model_add_head(tk_model *model, tk_head *head);
 /* Takes the head's share out of the Fisher sum: the trunk is free to forget it. The part of a head
  * that has no share (of a version made before there were any) stays in the sum. */

@@ -13,14 +13,17 @@
  * what each means and may be. */
 typedef struct tk_recipe {
     const char *name;
-    bool train_trunk; /* false: probe */
+    bool train_trunk; /* false: only the new head learns, */
+    bool adapter;     /* with an adapter, or by itself: the probe */
     bool from_scratch;
     double epochs, steps, batch, rate, head_rate, momentum, decay, clip, schedule, rise, smoothing,
-        batch_norm;
+        batch_norm, compute;
     double warm_up, views, pad, flip, scale_min;
+    double policy, adapter_rank;
     double kappa, kappa_sum, temperature;
     double lambda, fisher_samples, fisher_labels, fisher_collapse, fisher_gamma;
-    double validation, validation_max, validate_every, line_search, agreement_slack, gate_sigma;
+    double validation, validation_max, validate_every, trials, line_search, agreement_slack,
+        gate_sigma;
 } tk_recipe;
 
 typedef struct tk_recipe_field {
@@ -30,6 +33,17 @@ typedef struct tk_recipe_field {
     bool whole; /* integers only */
     const char *help;
 } tk_recipe_field;
+
+/* Where the new head is to live. */
+typedef enum tk_policy {
+    TK_POLICY_AUTO,    /* on the shared trunk, or apart: whichever held-out images favour */
+    TK_POLICY_SHARED,  /* joint training, or the probe where the gate refuses it */
+    TK_POLICY_ADAPTER, /* as recipe adapter */
+    TK_POLICY_PROBE,   /* as recipe probe */
+} tk_policy;
+
+/* The recipe with its trunk left alone: the probe, or with an adapter. */
+tk_recipe tk_recipe_apart(const tk_recipe *recipe, bool adapter);
 
 /* The defaults of recipe `name` for a network. TK_BADARG lists the names that exist. */
 TK_MUST tk_err tk_recipe_find(tk_recipe *out, const char *name, tk_arch arch, tk_diag *diag);

@@ -1,4 +1,5 @@
-/* One training step of the one objective:
+/* One training step of the one objective. A recipe that leaves the trunk alone has its first term
+ * only, by the head and its adapter:
  *
  *     L = CE(new head)
  *       + kappa  * sum over other heads h of  T^2 * KD_T(pseudo-labels of h, current logits of h)
@@ -36,7 +37,7 @@ typedef struct tk_objective_opts {
     const float *fisher, *anchor; /* NULL: no consolidation */
     tk_augment augment;
     uint64_t seed;
-    size_t max_batch, classes;
+    size_t max_batch, classes, rank; /* the student's */
     tk_arch arch;
     tk_pool *pool;
 } tk_objective_opts;
@@ -50,10 +51,11 @@ void tk_objective_destroy(tk_objective *objective);
 /* The graph that it trains with, for the Fisher pass. */
 tk_graph *tk_objective_graph(tk_objective *objective);
 
-/* One step on `n` items and their views. TK_DIVERGED (the student is then not usable) when the loss
- * or its gradient is not finite; the message says in which layer. */
+/* One step on `n` items and their views, with kappa and lambda times `strength`. TK_DIVERGED (the
+ * student is then not usable) when the loss or its gradient is not finite; the message says in
+ * which layer. */
 TK_MUST tk_err tk_step(tk_objective *objective, tk_student *student, size_t n,
-                       const uint32_t *items, const uint32_t *views, double rate,
+                       const uint32_t *items, const uint32_t *views, double rate, double strength,
                        tk_losses *losses, tk_diag *diag);
 
 #endif
