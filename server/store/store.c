@@ -69,11 +69,17 @@ static const char schema_1[] =
     " body TEXT NOT NULL, PRIMARY KEY(job, sequence)) WITHOUT ROWID;"
     "PRAGMA user_version = 1;";
 
+#define DECISIONS_GUARD                                                                            \
+    "CREATE TRIGGER decisions_change BEFORE UPDATE ON decisions"                                   \
+    " BEGIN SELECT RAISE(ABORT, 'a decision of the gate cannot be changed'); END;"                 \
+    "CREATE TRIGGER decisions_delete BEFORE DELETE ON decisions"                                   \
+    " BEGIN SELECT RAISE(ABORT, 'a decision of the gate cannot be deleted'); END;"
+
 static const char schema_2[] =
     /* judged: JSON, judgement.c */
     "CREATE TABLE decisions(job INTEGER PRIMARY KEY REFERENCES jobs(id), base INTEGER NOT NULL,"
     " base_sha TEXT NOT NULL, version INTEGER NOT NULL, sha TEXT NOT NULL, outcome TEXT NOT NULL,"
-    " reason TEXT NOT NULL, decided INTEGER NOT NULL, judged TEXT NOT NULL);" TK__DECISIONS_LOCK
+    " reason TEXT NOT NULL, decided INTEGER NOT NULL, judged TEXT NOT NULL);" DECISIONS_GUARD
     /* body: JSON of an event that has heads, codec.c */
     "CREATE TABLE curves(job INTEGER NOT NULL REFERENCES jobs(id), sequence INTEGER NOT NULL,"
     " stage TEXT NOT NULL, step INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY(job, sequence))"
@@ -85,6 +91,14 @@ static const char schema_2[] =
 
 static const char *const schemas[] = {schema_1, schema_2};
 enum { SCHEMA = sizeof schemas / sizeof *schemas };
+
+tk_err tk__decisions_guard_locked(tk_store *store, bool on, tk_diag *diag)
+{
+    return tk__db_script(store->db,
+                         on ? DECISIONS_GUARD
+                            : "DROP TRIGGER decisions_change; DROP TRIGGER decisions_delete;",
+                         diag);
+}
 
 int64_t tk__now_ms(void)
 {

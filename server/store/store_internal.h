@@ -60,6 +60,9 @@ TK_MUST tk_err tk__store_end(tk_store *store, tk_err err, tk_diag *diag);
 /* Bytes that a tenant's data sets and validation packs take. */
 TK_MUST tk_err tk__store_tenant_bytes_locked(tk_store *store, int64_t tenant, uint64_t *out,
                                              tk_diag *diag);
+/* The gate's decisions cannot be changed or deleted but between these two, within the transaction
+ * of a tenant that leaves. */
+TK_MUST tk_err tk__decisions_guard_locked(tk_store *store, bool on, tk_diag *diag);
 /* Number of the current version, 0: none. */
 TK_MUST tk_err tk__store_current_locked(tk_store *store, uint64_t *out, tk_diag *diag);
 
@@ -85,15 +88,6 @@ TK_MUST tk_err tk__curve_add_locked(tk_store *store, uint64_t job, const tk_job_
                                     tk_diag *diag);
 
 /* -- store_decisions.c -- */
-
-/* A decision of the gate is immutable: SQLite itself refuses to change it. Only a tenant that
- * leaves has its names taken out (store_leave.c). */
-#define TK__DECISIONS_LOCK                                                                         \
-    "CREATE TRIGGER decisions_change BEFORE UPDATE ON decisions"                                   \
-    " BEGIN SELECT RAISE(ABORT, 'a decision of the gate cannot be changed'); END;"                 \
-    "CREATE TRIGGER decisions_delete BEFORE DELETE ON decisions"                                   \
-    " BEGIN SELECT RAISE(ABORT, 'a decision of the gate cannot be deleted'); END;"
-#define TK__DECISIONS_UNLOCK "DROP TRIGGER decisions_change; DROP TRIGGER decisions_delete;"
 
 typedef struct tk__decision_row {
     uint64_t job, base, version;           /* version 0: rejected */

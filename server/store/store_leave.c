@@ -66,11 +66,10 @@ static tk_err forget_head_locked(tk_store *store, const char *id, tk_diag *diag)
     (void)snprintf(pairs[0].from, sizeof pairs[0].from, "\"%s\"", id);
     (void)snprintf(pairs[1].from, sizeof pairs[1].from, "\"%s\\\"", id);
     (void)snprintf(pairs[2].from, sizeof pairs[2].from, "head %s was deleted", id);
-    tk_err err = TK_OK;
+    tk_err err = tk__db_run(store->db, diag, "DELETE FROM lows WHERE head = ?", "t", id);
     for (size_t i = 0; i < 3 && err == TK_OK; i++)
         err = replace_locked(store, &pairs[i], diag);
-    return err == TK_OK ? tk__db_run(store->db, diag, "DELETE FROM lows WHERE head = ?", "t", id)
-                        : err;
+    return err;
 }
 
 /* Every head that it has, had, or trained. */
@@ -99,10 +98,10 @@ static tk_err forget_name_locked(tk_store *store, int64_t tenant, tk_diag *diag)
 static tk_err delete_records_locked(tk_store *store, int64_t tenant, tk_diag *diag)
 {
     static const char *const statements[] = {
-        "DELETE FROM decisions WHERE job IN (SELECT id FROM jobs WHERE tenant = ?)",
+        "DELETE FROM events WHERE job IN (SELECT id FROM jobs WHERE tenant = ?)",
         "DELETE FROM curves WHERE job IN (SELECT id FROM jobs WHERE tenant = ?)",
         "DELETE FROM lows WHERE job IN (SELECT id FROM jobs WHERE tenant = ?)",
-        "DELETE FROM events WHERE job IN (SELECT id FROM jobs WHERE tenant = ?)",
+        "DELETE FROM decisions WHERE job IN (SELECT id FROM jobs WHERE tenant = ?)",
         "DELETE FROM jobs WHERE tenant = ?",
         "DELETE FROM version_heads WHERE head IN (SELECT id FROM heads WHERE tenant = ?)",
         "DELETE FROM heads WHERE tenant = ?",
@@ -124,10 +123,10 @@ tk_err tk_store_tenant_delete(tk_store *store, int64_t tenant, const tk_commit *
     tk_err err = tk__store_begin(store, diag);
     if (err != TK_OK) return err;
     err = tk__versions_replace_locked(store, scrubbed, n, diag);
-    if (err == TK_OK) err = tk__db_script(store->db, TK__DECISIONS_UNLOCK, diag);
+    if (err == TK_OK) err = tk__decisions_guard_locked(store, false, diag);
     if (err == TK_OK) err = forget_name_locked(store, tenant, diag);
     if (err == TK_OK) err = delete_records_locked(store, tenant, diag);
-    if (err == TK_OK) err = tk__db_script(store->db, TK__DECISIONS_LOCK, diag);
+    if (err == TK_OK) err = tk__decisions_guard_locked(store, true, diag);
     if (err == TK_OK && commit) err = tk__version_commit_locked(store, commit, diag);
     if (err == TK_OK) err = tk__db_run(store->db, diag, "PRAGMA application_id = 1", "");
     return tk__store_end_with_tokens(store, err, diag);

@@ -21,7 +21,7 @@ static char base[PATH], held[PATH]; /* Alice's version and her held-out images *
 
 static const tk_setting quick[] = {
     {"batch", 8},          {"views", 2},       {"warm_up", 8}, {"rate", 0.1},
-    {"fisher_samples", 4}, {"line_search", 2}, {"epochs", 2},
+    {"fisher_samples", 4}, {"line_search", 2}, {"trials", 1},  {"epochs", 2},
 };
 enum { QUICK = sizeof quick / sizeof *quick };
 

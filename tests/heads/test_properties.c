@@ -35,6 +35,7 @@
 #include "engine/rng.h"
 #include "fixture.h"
 #include "heads/job.h"
+#include "heads/stack.h"
 
 enum { MAX_HEADS = 5, MAX_SET = 24, PATH = 512, FIXED = 4, CLASSES = FIXTURE_CLASSES };
 enum { DIED = -1, DONE = 0, FAILED = 1, STOPPED = 3 }; /* how an attempt ended */
@@ -83,8 +84,9 @@ typedef struct witness {
     tk_model *model;
     tk_pool *pool;
     tk_plan *plan;
+    tk_stack stack; /* of all heads */
     uint8_t *canvas;
-    float *x, *features;
+    float *x, *features, *z, *inputs;
 } witness;
 
 static void witness_init(witness *w, const char *version)
@@ -95,17 +97,28 @@ static void witness_init(witness *w, const char *version)
     const unsigned px = w->model->preproc.crop;
     assert_int_equal(tk_pool_create(&w->pool, 1), TK_OK); /* no thread: this process forks */
     assert_int_equal(tk_plan_create(&w->plan, w->model->trunk, px, 1, w->pool, NULL), TK_OK);
+    const tk_model *m = w->model;
+    assert_int_equal(
+        tk_stack_of_heads(&w->stack, m->trunk->arch, m->n_heads, (const tk_head *const *)m->heads),
+        TK_OK);
+    const tk_side side = tk_stack_side(&w->stack);
+    assert_int_equal(tk_plan_set_side(w->plan, &side, NULL), TK_OK);
+    w->z = tk_aligned_calloc(tk_stack_width(&w->stack) + 1, sizeof(float));
+    w->inputs = tk_aligned_calloc(tk_stack_widest(&w->stack), sizeof(float));
     w->canvas = tk_calloc((size_t)px * px, 3);
     w->x = tk_aligned_calloc((size_t)px * px * 3, sizeof(float));
     w->features = tk_aligned_calloc(64, sizeof(float));
-    assert_true(w->canvas && w->x && w->features);
+    assert_true(w->canvas && w->x && w->features && w->z && w->inputs);
 }
 
 static void witness_fini(witness *w)
 {
     tk_plan_destroy(w->plan);
     tk_pool_destroy(w->pool);
+    tk_stack_fini(&w->stack);
     tk_model_destroy(w->model);
+    tk_free(w->z);
+    tk_free(w->inputs);
     tk_free(w->canvas);
     tk_free(w->x);
     tk_free(w->features);
@@ -121,9 +134,13 @@ static bool answer(witness *w, const tk_head *head, const void *png, size_t size
     tk_image_fini(&image);
     const tk_view view = tk_view_centre(p, p->crop);
     tk_view_render(p, w->canvas, p->crop, &view, w->x);
-    tk_plan_run(w->plan, 1, w->x, w->features);
-    tk_linear_forward(1, head->features, head->classes, w->features, head->weight, head->bias,
-                      logits);
+    tk_plan_run_side(w->plan, 1, w->x, w->features, tk_stack_rank(&w->stack) > 0 ? w->z : NULL,
+                     NULL);
+    size_t h = 0;
+    while (w->model->heads[h] != head)
+        h++;
+    const float *in = tk_stack_input(&w->stack, h, 1, w->features, w->z, w->inputs);
+    tk_linear_forward(1, head->width, head->classes, in, head->weight, head->bias, logits);
     return true;
 }
 
@@ -218,8 +235,8 @@ static void random_data(chain *c, const char *path)
 /* Cheap, and about as often harmful as harmless. */
 static void random_recipe(chain *c, trial *t)
 {
-    static const char *const recipes[] = {"kd+ewc",   "kd+ewc",          "kd",   "ewc",
-                                          "finetune", "finetune-low-lr", "probe"};
+    static const char *const recipes[] = {"kd+ewc",   "kd+ewc",          "kd",    "ewc",
+                                          "finetune", "finetune-low-lr", "probe", "adapter"};
     t->recipe = recipes[below(c, sizeof recipes / sizeof *recipes)];
     set(t, "batch", 4 + below(c, 8));
     set(t, "views", 1 + below(c, 3));
@@ -227,11 +244,13 @@ static void random_recipe(chain *c, trial *t)
     set(t, "warm_up", below(c, 10));
     set(t, "fisher_samples", below(c, 6));
     set(t, "line_search", below(c, 4));
+    set(t, "trials", 1 + below(c, 3));
     if (below(c, 2)) set(t, "rate", pow(10, between(c, -2, 2.5)));
     if (below(c, 3) == 0) set(t, "kappa", pow(10, between(c, -2, 3)));
     if (below(c, 3) == 0) set(t, "lambda", pow(10, between(c, -2, 6)));
     if (below(c, 3) == 0) set(t, "clip", below(c, 2) ? 0 : between(c, 0.1, 5));
     if (below(c, 4) == 0) set(t, "batch_norm", below(c, 2));
+    if (below(c, 3) == 0) set(t, "policy", below(c, 4));
     if (below(c, 4) == 0) set(t, "fisher_collapse", below(c, 2));
     if (below(c, 4) == 0) set(t, "fisher_labels", below(c, 3));
     if (below(c, 4) == 0) set(t, "gate_sigma", between(c, 0, 2));
