@@ -54,7 +54,7 @@ tk_graph *tk_objective_graph(tk_objective *objective);
 /* One step on `n` items and their views. TK_DIVERGED (the student is then not usable) when the loss
  * or its gradient is not finite; the message says in which layer. */
 TK_MUST tk_err tk_step(tk_objective *objective, tk_student *student, size_t n,
-                       const uint32_t *items, const uint32_t *views, double rate, tk_losses *losses,
-                       tk_diag *diag);
+                       const uint32_t *items, const uint32_t *views, double rate,
+                       tk_losses *losses, tk_diag *diag);
 
 #endif
