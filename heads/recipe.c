@@ -165,7 +165,7 @@ enum { RECIPES = sizeof recipes / sizeof *recipes };
 static void adjust_for_arch(tk_recipe *r, tk_arch arch)
 {
     const bool cifar_stem = arch == TK_RESNET20 || arch == TK_RESNET32 || arch == TK_RESNET56;
-    if (cifar_stem || r->from_scratch || !r->train_trunk || r->batch_norm != 0 || r->rate <= 1e-2)
+    if (cifar_stem || r->from_scratch || r->adapter || r->batch_norm != 0 || r->rate <= 1e-2)
         return;
     r->rate = 1e-2;
     r->steps = 500;
