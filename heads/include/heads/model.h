@@ -41,8 +41,8 @@ typedef struct tk_precision_check {
  * KiB:
  *
  *     rank              none    8   32   64
- *     ResNet-18          201  243  371  541
- *     ResNet-50          801  933 1331 1861 */
+ *     ResNet-18          200  243  371  541
+ *     ResNet-50          800  933 1331 1861 */
 typedef struct tk_head {
     char *id;
     size_t classes, features;

@@ -8,8 +8,7 @@ typedef struct tk_student {
     tk_params *trunk;
     float *velocity; /* [trunk->trained] */
     size_t classes, features;
-    size_t rank,
-        width; /* of the adapter (0: none) and of the linear layer's input, as in tk_head */
+    size_t rank, width; /* as in tk_head */
     size_t head_size;
     float *head;          /* [classes][width] weights, [classes] biases, then the adapter */
     float *head_velocity; /* the same */
