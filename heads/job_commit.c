@@ -39,6 +39,19 @@ tk_err tk__job_keep_probe(tk__job *j, const char *why)
     return judge(j, &j->now, gate, sizeof gate, &admitted);
 }
 
+/* Joint training is the outcome, and what it was measured by. */
+static void say_committed(tk_job_result *r, bool admitted, const char *gate)
+{
+    char apart[128] = "";
+    if (isfinite(r->adapter_accuracy))
+        snprintf(apart, sizeof apart,
+                 "; the new head has %.1f %%, with an adapter on the untouched trunk %.1f %%, as a "
+                 "probe %.1f %%",
+                 100 * r->joint_accuracy, 100 * r->adapter_accuracy, 100 * r->probe_accuracy);
+    snprintf(r->reason, sizeof r->reason, "%s%s%s",
+             admitted ? "" : "the gate is switched off and would refuse: ", gate, apart);
+}
+
 /* Joint training did not bring an admissible point: as the job says. */
 static tk_err fall_back(tk__job *j, const char *why)
 {
@@ -75,8 +88,7 @@ tk_err tk__job_decide(tk__job *j, const tk__point *point, bool diverged)
         } else if (err == TK_OK) {
             r->outcome = TK_OUTCOME_COMMIT;
             r->joint_accuracy = tk_validation_accuracy(&r->after[j->n_others]);
-            snprintf(r->reason, sizeof r->reason, "%s%s",
-                     admitted ? "" : "the gate is switched off and would refuse: ", gate);
+            say_committed(r, admitted, gate);
         }
     }
     if (err == TK_OK) tk__job_leave(j);
