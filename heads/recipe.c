@@ -85,6 +85,7 @@ static const tk_recipe base = {
     .validation = 0.15,
     .validation_max = 1000,
     .validate_every = 1,
+    .policy = TK_POLICY_SHARED,
     .trials = 1,
     .line_search = 10,
     .agreement_slack = 5,

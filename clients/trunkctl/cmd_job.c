@@ -122,7 +122,7 @@ int tk__cmd_finetune(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
         {"set", 0, TK__MANY, &given.set, "NAME=NUMBER",
          "override a setting of the recipe (repeat for more)"},
         {"policy", 0, TK__TEXT, &given.policy, POLICIES,
-         "where the head may live (default auto: whichever held-out images favour)"},
+         "where the head may live (default shared; auto: whichever held-out images favour)"},
         {"fallback", 0, TK__TEXT, &given.fallback, FALLBACKS,
          "when other heads would fall: a probe, or nothing"},
         {"retention", 0, TK__TEXT, &given.retention, RETENTIONS,

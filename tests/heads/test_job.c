@@ -21,8 +21,14 @@ static const char *base;                     /* Alice's version */
 
 /* Settings are applied in order: a test that needs other epochs says so in the last place. */
 static const tk_setting quick[] = {
-    {"batch", 8},       {"views", 2},  {"warm_up", 8}, {"fisher_samples", 4},
-    {"line_search", 2}, {"trials", 2}, {"epochs", 2},
+    {"batch", 8},
+    {"views", 2},
+    {"warm_up", 8},
+    {"fisher_samples", 4},
+    {"line_search", 2},
+    {"trials", 2},
+    {"policy", TK_POLICY_AUTO},
+    {"epochs", 2},
 };
 enum { QUICK = sizeof quick / sizeof *quick, EPOCHS = QUICK - 1 };
 
