@@ -90,7 +90,7 @@ run_build() {
         local options=ignore_noninstrumented_modules=1
         [ ! -f tests/tsan.supp ] || options+=":suppressions=$PWD/tests/tsan.supp"
         TSAN_OPTIONS=${TSAN_OPTIONS:-$options} \
-            "${fixed_addresses[@]}" ctest --test-dir build-tsan --output-on-failure -j "$cores" -L fast
+            "${fixed_addresses[@]}" ctest --test-dir build-tsan --output-on-failure -j "$cores" -L fast -LE whole
         ;;
     esac
 }
