@@ -10,6 +10,7 @@
 
 #include "each_isa.h"
 #include "engine/linear.h"
+#include "geometry.h"
 #include "net/norm.h"
 #include "net/positions.h"
 #include "numbers.h"
@@ -23,24 +24,6 @@ static tk__exec make_exec(const tk__conv *geo)
 }
 
 /* --- convolution --- */
-
-static tk__conv make_geo(size_t n, size_t h, size_t w, size_t ic, size_t oc, size_t k,
-                         size_t stride)
-{
-    const size_t pad = k / 2;
-    return (tk__conv){.n = n,
-                      .ih = h,
-                      .iw = w,
-                      .ic = ic,
-                      .oh = (h + 2 * pad - k) / stride + 1,
-                      .ow = (w + 2 * pad - k) / stride + 1,
-                      .oc = oc,
-                      .ky = k,
-                      .kx = k,
-                      .stride = stride,
-                      .pad_y = (ptrdiff_t)pad,
-                      .pad_x = (ptrdiff_t)pad};
-}
 
 /* The definition: visits every (output pixel, tap) inside the image and either sums y, or spreads
  * dy to dx and dw. Sums are in double. */

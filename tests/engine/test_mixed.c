@@ -13,6 +13,7 @@
 #include "engine/graph.h"
 #include "engine/linear.h"
 #include "engine/optim.h"
+#include "geometry.h"
 #include "net/conv.h"
 #include "numbers.h"
 #include "with_pool.h"
@@ -197,24 +198,6 @@ static double relative_norm(size_t n, const float *got, const float *want)
         all += (double)want[i] * (double)want[i];
     }
     return sqrt(off / all);
-}
-
-static tk__conv make_geo(size_t n, size_t h, size_t w, size_t ic, size_t oc, size_t k,
-                         size_t stride)
-{
-    const size_t pad = k / 2;
-    return (tk__conv){.n = n,
-                      .ih = h,
-                      .iw = w,
-                      .ic = ic,
-                      .oh = (h + 2 * pad - k) / stride + 1,
-                      .ow = (w + 2 * pad - k) / stride + 1,
-                      .oc = oc,
-                      .ky = k,
-                      .kx = k,
-                      .stride = stride,
-                      .pad_y = (ptrdiff_t)pad,
-                      .pad_x = (ptrdiff_t)pad};
 }
 
 static void round_all(size_t n, float *a)
