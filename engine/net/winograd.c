@@ -12,7 +12,7 @@ enum {
     SKEW = 16,                /* keeps points off each other's cache sets */
     DW_TILES = 32,            /* tiles whose transforms a weight gradient holds at a time */
     SMALL = 32 * 32,          /* ic * oc: a copy of the weight gradient per task is cheap */
-    SHARED_FLOATS = 1 << 20,  /* the transforms held at a time where it is not */
+    SHARED_FLOATS = 1 << 19,  /* the transforms held at a time where it is not */
 };
 
 static size_t points_of(size_t m)
