@@ -14,21 +14,29 @@
 
 enum {
     RESERVE = 64, /* descriptors kept for the store, logs and listeners */
+    SPARES = 4,   /* places kept: another thread may take one in the moment that it is free */
     TRIES = 8,    /* at shedding, before the caller is told that nothing waits */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int spare = -1; /* lock */
+static int spare[SPARES] = {-1, -1, -1, -1}; /* lock */
 static atomic_int highest =
     0; /* a connection's descriptor may have this number; 0: any. Relaxed: a bound */
 static atomic_ullong shed, seen; /* relaxed: counters */
+
+/* Takes the places that are not held, as far as there are any. Holds the lock. */
+static void refill(void)
+{
+    for (size_t i = 0; i < SPARES; i++)
+        if (spare[i] < 0) spare[i] = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
 
 void tk__accept_guard_init(unsigned max_connections)
 {
     const unsigned most = max_connections < 1u << 20 ? max_connections : 1u << 20;
     const int limit = (int)most + RESERVE;
     pthread_mutex_lock(&lock);
-    if (spare < 0) spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    refill();
     if (limit > atomic_load_explicit(&highest, memory_order_relaxed))
         atomic_store_explicit(&highest, limit, memory_order_relaxed);
     pthread_mutex_unlock(&lock);
@@ -51,28 +59,33 @@ static int system_accept(int fd, struct sockaddr *addr, socklen_t *len, int flag
 
 static void drop(int fd)
 {
-    close(fd);
     atomic_fetch_add_explicit(&shed, 1, memory_order_relaxed);
-}
-
-/* Takes one waiting connection with the spare's place and closes it. Returns 0, or the error of
- * accepting: EAGAIN when none waits (the kernel looks for a free descriptor first, so that shows
- * only now). */
-static int shed_one(int fd)
-{
-    pthread_mutex_lock(&lock);
-    if (spare >= 0) close(spare);
-    const int victim = system_accept(fd, NULL, NULL, SOCK_CLOEXEC);
-    const int error = victim < 0 ? errno : 0;
-    if (victim >= 0) drop(victim);
-    spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    pthread_mutex_unlock(&lock);
-    return error;
+    close(fd); /* last: whoever sees it closed finds it counted */
 }
 
 static bool is_shortage(int error)
 {
     return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
+
+/* Takes one waiting connection with a spare's place and closes it. Returns 0, or the error of
+ * accepting: EAGAIN when none waits (the kernel looks for a free descriptor first, so that shows
+ * only now). */
+static int shed_one(int fd)
+{
+    int error = EMFILE;
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < SPARES && is_shortage(error); i++) {
+        if (spare[i] < 0) continue;
+        close(spare[i]);
+        spare[i] = -1;
+        const int victim = system_accept(fd, NULL, NULL, SOCK_CLOEXEC);
+        error = victim < 0 ? errno : 0;
+        if (victim >= 0) drop(victim);
+    }
+    refill();
+    pthread_mutex_unlock(&lock);
+    return error;
 }
 
 /* Exported: libgrpc's calls resolve to it. */
