@@ -223,7 +223,7 @@ def grow(bench, tasks, scenario, seeds, epochs):
                                    "probe": chain.test(task, probe["version"]), "outcome": r["outcome"]}
             born[task.name]["validation"] = validation(r, task.head)
             history.append(chain.row())
-            bench.note(scenario=scenario, seed=seed, job=i + 1, task=task.name, outcome=r["outcome"],
+            bench.note(scenario=scenario, seed=seed, job=i + 1, task=task.name,
                        seconds=round(r["took"]), **born[task.name],
                        **{f"test {t.name}": x for t, x in zip(chain.tasks, history[-1])},
                        **{f"validation {v['head']}": 100 * v["accuracy"] for v in r["validations"]})
