@@ -183,7 +183,7 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
                                 .recipe = r,
                                 .n_items = j->split.n_train,
                                 .batch = j->r->batch,
-                                .trials = searches ? (size_t)r->trials : 1,
+                                .trials = searches ? (size_t)r->trials : 0,
                                 .views = distil ? (size_t)r->views : 0,
                                 .seed = j->o->seed,
                                 .checkpoint = checkpoint,

@@ -54,7 +54,7 @@ static const tk_recipe_field fields[] = {
     FIELD(validation_max, 1, 100000, true, "most images held out"),
     FIELD(validate_every, 1, 10000, true, "epochs between validations of every head"),
     FIELD(trials, 1, TK_MAX_TRIALS, true,
-          "strengths of protection tried under the floors, at most"),
+          "strengths of protection tried under the floors; two more if the gate refuses"),
     FIELD(line_search, 0, 100, true, "points between new and old trunk; 0: none"),
     FIELD(agreement_slack, 1, 100, false, "tolerances that agreement may fall, without validation"),
     FIELD(gate_sigma, 0, 5, false, "standard errors added to a drop before it is judged"),

@@ -16,9 +16,11 @@ static void bracket(const tk_trial *trials, size_t n, double *admitted, double *
     }
 }
 
-double tk_search_next(const tk_trial *trials, size_t n)
+double tk_search_next(const tk_trial *trials, size_t n, size_t most)
 {
     double admitted, refused, next;
+    const size_t allowed = most + (trials[n - 1].admissible ? 0 : TK_RESCUES);
+    if (most == 0 || n >= allowed || n >= TK_MAX_TRIALS) return 0;
     /* twice in a row nothing better: there is nothing left to find */
     if (n >= 3 && !trials[n - 1].improved && !trials[n - 2].improved && trials[n - 1].admissible)
         return 0;

@@ -44,8 +44,8 @@ void tk_train_result_fini(tk_train_result *result)
 typedef struct loop {
     const tk_train_opts *o;
     tk__training t;
-    size_t per_epoch, steps; /* steps: at most */
-    uint32_t *order;         /* [n_items], of epoch `order_epoch` */
+    size_t per_epoch;
+    uint32_t *order; /* [n_items], of epoch `order_epoch` */
     uint64_t order_epoch;
     uint32_t *views; /* [batch] */
     double guess;    /* the loss of guessing, log(classes) */
@@ -164,23 +164,33 @@ static bool ends_trial(loop *l, size_t epoch)
     return epoch == l->t.state.trial_begin + trial_of(l)->epochs;
 }
 
+/* Epochs of all trials, as far as is known: those to come may not be needed. */
+static size_t epochs_planned(const loop *l)
+{
+    const tk__train_state *s = &l->t.state;
+    size_t epochs = (size_t)s->trial_begin + s->trials[s->n_trials - 1].epochs;
+    for (size_t t = (size_t)s->n_trials; t < l->o->trials; t++)
+        epochs += trial_epochs(l->o, t);
+    return epochs;
+}
+
 /* Begins the next trial, if there is to be one. */
 static void end_trial(loop *l, size_t epoch)
 {
     tk__train_state *s = &l->t.state;
     const size_t n = (size_t)s->n_trials;
-    const double strength = n < l->o->trials ? tk_search_next(s->trials, n) : 0;
+    const bool admissible = s->trials[n - 1].admissible;
+    const double strength = tk_search_next(s->trials, n, l->o->trials);
     char message[160];
     s->finished = strength == 0;
     if (s->finished) return;
-    snprintf(message, sizeof message, "trial %zu of at most %zu: protection times %.3g, from %s",
-             n + 1, l->o->trials, strength,
-             s->has_best ? "the best admissible point" : "the last point, none being admissible");
+    snprintf(message, sizeof message, "trial %zu: protection times %.3g, from %s", n + 1, strength,
+             admissible ? "the best admissible point" : "the last point, which is not admissible");
     l->o->log(l->o->ctx, message);
     s->trials[s->n_trials++] = (tk_trial){.strength = strength, .epochs = trial_epochs(l->o, n)};
     s->trial_begin = epoch;
     s->smooth_loss = s->start_loss = 0;
-    if (s->has_best) tk_student_copy_weights(l->t.now, &l->t.best);
+    if (admissible) tk_student_copy_weights(l->t.now, &l->t.best);
     tk_student_stop(l->t.now);
 }
 
@@ -203,8 +213,9 @@ static void keep_point(loop *l, size_t epoch, const tk_verdict *v)
 {
     tk__train_state *s = &l->t.state;
     tk_trial *t = trial_of(l);
-    if (v->admissible && (!t->admissible || v->worth > t->worth)) {
-        t->admissible = true;
+    t->admissible = v->admissible;
+    if (v->admissible && (!t->found || v->worth > t->worth)) {
+        t->found = true;
         t->worth = v->worth;
     }
     if (!is_best(s, t, v)) return;
@@ -239,10 +250,11 @@ static tk_err end_epoch(loop *l, double rate, tk_diag *diag)
 static void tell(const loop *l, size_t in_epoch, double rate)
 {
     const tk__train_state *s = &l->t.state;
+    const size_t epochs = epochs_planned(l);
     const tk_train_tick tick = {.step = (size_t)s->step,
-                                .steps = l->steps,
+                                .steps = l->per_epoch * epochs,
                                 .epoch = (size_t)((s->step - 1) / l->per_epoch) + 1,
-                                .epochs = l->t.epochs,
+                                .epochs = epochs,
                                 .rate = rate,
                                 .losses = means(s, in_epoch)};
     l->o->tick(l->o->ctx, &tick);
@@ -293,10 +305,10 @@ static void loop_fini(loop *l)
 static tk_err loop_init(loop *l, const tk_train_opts *o, tk_student *student)
 {
     *l = (loop){.o = o, .t.now = student, .t.epochs = trial_epochs(o, 0)};
-    for (size_t t = 1; t < o->trials; t++)
+    const size_t trials = o->trials ? o->trials + TK_RESCUES : 1;
+    for (size_t t = 1; t < trials && t < TK_MAX_TRIALS; t++)
         l->t.epochs += trial_epochs(o, t);
     l->per_epoch = o->n_items / o->batch;
-    l->steps = l->per_epoch * l->t.epochs;
     l->order_epoch = UINT64_MAX;
     l->guess = log((double)student->classes);
     l->order = tk_calloc(o->n_items, sizeof *l->order);

@@ -245,7 +245,7 @@ static json_t *trials_to_json(const tk_job_result *r)
         put(o, "epochs", count(t->epochs));
         put(o, "admissible", json_boolean(t->admissible));
         put(o, "improved", json_boolean(t->improved));
-        put(o, "worth", t->admissible ? number(t->worth) : json_null());
+        put(o, "worth", t->found ? number(t->worth) : json_null());
         json_array_append_new(trials, o);
     }
     return trials;

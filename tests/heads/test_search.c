@@ -17,11 +17,12 @@ static size_t search(double threshold, tk_trial trials[TK_MAX_TRIALS])
     double kept = INFINITY;
     size_t n = 0;
     for (double strength = 1; strength > 0 && n < TK_MAX_TRIALS;
-         strength = tk_search_next(trials, n)) {
+         strength = tk_search_next(trials, n, TK_MAX_TRIALS)) {
         const bool admissible = strength >= threshold;
         trials[n++] = (tk_trial){.strength = strength,
                                  .epochs = 1,
                                  .admissible = admissible,
+                                 .found = admissible,
                                  .improved = admissible && strength < kept,
                                  .worth = 1 / strength};
         if (trials[n - 1].improved) kept = strength;
@@ -56,12 +57,12 @@ static void it_weakens_what_is_admitted_and_strengthens_what_is_not(void **state
 {
     (void)state;
     tk_trial trials[3] = {{.strength = 1, .admissible = true, .improved = true}};
-    assert_true(tk_search_next(trials, 1) == 0.5);
+    assert_true(tk_search_next(trials, 1, TK_MAX_TRIALS) == 0.5);
     trials[1] = (tk_trial){.strength = 0.5};
-    const double between = tk_search_next(trials, 2);
+    const double between = tk_search_next(trials, 2, TK_MAX_TRIALS);
     assert_true(between > 0.5 && between < 1);
     trials[0] = (tk_trial){.strength = 1};
-    assert_true(tk_search_next(trials, 1) > 1);
+    assert_true(tk_search_next(trials, 1, TK_MAX_TRIALS) > 1);
 }
 
 static void it_ends_where_nothing_is_admitted_or_nothing_gets_better(void **state)
@@ -73,8 +74,23 @@ static void it_ends_where_nothing_is_admitted_or_nothing_gets_better(void **stat
     const tk_trial stale[3] = {{.strength = 1, .admissible = true, .improved = true},
                                {.strength = 0.5, .admissible = true},
                                {.strength = 0.25, .admissible = true}};
-    assert_true(tk_search_next(stale, 2) > 0);
-    assert_true(tk_search_next(stale, 3) == 0);
+    assert_true(tk_search_next(stale, 2, TK_MAX_TRIALS) > 0);
+    assert_true(tk_search_next(stale, 3, TK_MAX_TRIALS) == 0);
+}
+
+static void a_refused_trial_is_followed_by_rescues_beyond_the_limit(void **state)
+{
+    (void)state;
+    tk_trial trials[1 + TK_RESCUES] = {{.strength = 1, .admissible = true, .improved = true}};
+    assert_true(tk_search_next(trials, 1, 1) == 0);
+    trials[0] = (tk_trial){.strength = 1, .found = true, .improved = true};
+    assert_true(tk_search_next(trials, 1, 1) > 1);
+    trials[1] = (tk_trial){.strength = 3};
+    assert_true(tk_search_next(trials, 2, 1) > 3);
+    trials[2] = (tk_trial){.strength = 9};
+    assert_true(tk_search_next(trials, 3, 1) == 0);
+    trials[1].admissible = true;
+    assert_true(tk_search_next(trials, 2, 1) == 0);
 }
 
 int main(void)
@@ -82,6 +98,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(it_closes_in_on_the_threshold),
         cmocka_unit_test(it_weakens_what_is_admitted_and_strengthens_what_is_not),
+        cmocka_unit_test(a_refused_trial_is_followed_by_rescues_beyond_the_limit),
         cmocka_unit_test(it_ends_where_nothing_is_admitted_or_nothing_gets_better),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -33,7 +33,7 @@ typedef struct tk_train_opts {
     tk_objective *objective;
     const tk_recipe *recipe;
     size_t n_items, batch;
-    size_t trials; /* at most, 1..TK_MAX_TRIALS */
+    size_t trials; /* 0..TK_MAX_TRIALS; as `most` in search.h */
     size_t views;  /* views to cycle through; 0: a fresh one every epoch */
     uint64_t seed;
     const char *checkpoint; /* path */
