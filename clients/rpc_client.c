@@ -299,6 +299,19 @@ static void copy_text(char *to, size_t size, grpc_slice text)
     to[len] = 0;
 }
 
+/* The value of grpc-retry-pushback-ms, or 0. */
+static unsigned find_retry(const grpc_metadata_array *trailing)
+{
+    for (size_t i = 0; i < trailing->count; i++) {
+        if (grpc_slice_str_cmp(trailing->metadata[i].key, "grpc-retry-pushback-ms") != 0) continue;
+        char text[16];
+        copy_text(text, sizeof text, trailing->metadata[i].value);
+        const long ms = strtol(text, NULL, 10);
+        return ms > 0 && ms <= INT_MAX ? (unsigned)ms : 0;
+    }
+    return 0;
+}
+
 static void write_status(const tk_client_call *call, tk_client_status *status)
 {
     if (call->bad_answer) {
@@ -308,6 +321,7 @@ static void write_status(const tk_client_call *call, tk_client_status *status)
         return;
     }
     status->code = (int)call->code;
+    status->retry_ms = call->code == GRPC_STATUS_OK ? 0 : find_retry(&call->trailing);
     copy_text(status->text, sizeof status->text, call->details);
     if (call->code == GRPC_STATUS_OK) status->text[0] = 0;
 }

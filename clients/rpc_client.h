@@ -50,8 +50,9 @@ typedef enum tk_client_code {
 } tk_client_code;
 
 typedef struct tk_client_status {
-    int code;        /* a tk_client_code */
-    char text[1024]; /* the server's sentence; empty when OK */
+    int code;          /* a tk_client_code */
+    char text[1024];   /* the server's sentence; empty when OK */
+    unsigned retry_ms; /* the server asks to try again after so long; 0: it does not say */
 } tk_client_status;
 
 /* "NOT_FOUND" and so on; "UNKNOWN" for a number that is none. */

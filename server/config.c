@@ -57,6 +57,11 @@ static const option options[] = {
      "Default: 2"},
     {"queue", "N", COUNT, AT(queue), 256, 1000000,
      "most images that wait for an answer, of all tenants; more are refused. Default: 1024"},
+    {"tenant-queue", "N", COUNT, AT(tenant_queue), 256, 1000000,
+     "the same of one tenant. Default: half of --queue, at least 256"},
+    {"tenant-rate", "N", REAL, AT(tenant_rate), 1, 1e6,
+     "images a second of one tenant; one second's may come at once, more are refused. Default: "
+     "none"},
     {"grace-s", "S", COUNT, AT(grace_s), 0, 3600,
      "how long running calls may go on after SIGTERM. Default: 20"},
     {"trainer", "PATH", TEXT, AT(trainer), 0, 0,

@@ -14,7 +14,8 @@ typedef struct tk_config {
     const char *arch, *resize_mode; /* NULL: what the store says, or the default for a fresh one */
     uint64_t px, resize;            /* 0: the same */
     uint64_t threads, decode_threads, batch, queue;
-    double delay_ms;
+    uint64_t tenant_queue; /* 0: half of `queue`, at least 256 */
+    double delay_ms, tenant_rate;
     uint64_t grace_s;
     const char *trainer; /* NULL: beside this program */
     uint64_t trainer_threads, trainer_memory;

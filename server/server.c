@@ -18,7 +18,11 @@
 #include "serving/batcher.h"
 #include "store/store.h"
 
-enum { RPC_WORKERS = 8 };
+enum {
+    RPC_WORKERS = 8,
+    MAX_REQUEST = 256,       /* images of one request */
+    QUEUE_BYTES = 512 << 20, /* of images that wait */
+};
 
 struct tk_server {
     const tk_config *config;
@@ -278,9 +282,15 @@ static tk_err start_serving(tk_server *s, tk_diag *diag)
     const tk_config *c = s->config;
     tk_err err = tk_current_create(&s->current);
     if (err != TK_OK) return tk_fail(diag, err, "no memory to serve");
+    const uint64_t half = c->queue / 2 > MAX_REQUEST ? c->queue / 2 : MAX_REQUEST;
+    const size_t bytes = QUEUE_BYTES;
     const tk_batcher_opts opts = {.max_batch = c->batch,
                                   .max_delay_us = (unsigned)(c->delay_ms * 1000),
                                   .max_images = c->queue,
+                                  .max_bytes = bytes,
+                                  .max_tenant_images = c->tenant_queue ? c->tenant_queue : half,
+                                  .max_tenant_bytes = bytes / 2,
+                                  .max_tenant_rate = c->tenant_rate,
                                   .decode_threads = (unsigned)c->decode_threads};
     err = tk_batcher_create(&s->batcher, &opts, diag);
     return err == TK_OK ? load_current(s, diag) : err;

@@ -41,8 +41,10 @@ static void print_status(const Trunkd__V1__GetStatusResponse *s)
     print_precision(s);
     printf("tenants   %llu with %llu heads\n", (unsigned long long)s->tenants,
            (unsigned long long)s->heads);
-    printf("served    %llu requests, %llu failed; %llu images in %llu batches",
+    printf("served    %llu requests, %llu failed, %llu refused, %llu dropped; %llu images in %llu "
+           "batches",
            (unsigned long long)s->requests, (unsigned long long)s->failures,
+           (unsigned long long)s->refused, (unsigned long long)s->dropped,
            (unsigned long long)s->images, (unsigned long long)s->batches);
     if (s->batches) printf(" (%.1f each)", (double)s->images / (double)s->batches);
     printf("\nwaiting   %llu images\n", (unsigned long long)s->queue);

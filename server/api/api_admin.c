@@ -267,6 +267,9 @@ void tk__admin_status(tk_rpc_call *call, const ProtobufCMessage *in)
         m->images = work.images;
         m->batches = work.batches;
         m->queue = work.queue;
+        m->refused =
+            work.refused_full + work.refused_tenant + work.refused_rate + work.refused_deadline;
+        m->dropped = work.late + work.cancelled;
         m->running_job = stats.running_job;
         m->queued_jobs = stats.queued_jobs;
         m->store_bytes = stats.bytes;

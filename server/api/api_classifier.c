@@ -13,6 +13,7 @@ enum {
     MAX_PREDICTIONS = 1 << 18, /* of one answer: bounds its memory */
 };
 
+/* Limits and deadlines are no failures; the batcher counts them. */
 static void fail(tk_rpc_call *call, tk_err err, const tk_diag *diag)
 {
     if (err == TK_BUSY || err == TK_INTERNAL || err == TK_IO) {
@@ -197,6 +198,7 @@ static tk_err submit(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
         infer->images[i].data = in->images[i].data;
         infer->images[i].size = in->images[i].len;
     }
+    infer->tenant = tk_rpc_identity(call)->tenant;
     infer->deadline_ns = tk_rpc_deadline_ns(call);
     infer->user = call;
     infer->cancelled = cancelled;
@@ -204,6 +206,7 @@ static tk_err submit(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
     tk_rpc_ref(call);
     err = tk_batcher_submit(tk__api(call)->o.batcher, infer, diag);
     if (err != TK_OK) {
+        tk_rpc_retry_after(call, infer->retry_ms);
         tk_infer_destroy(infer);
         tk_rpc_unref(call);
     }

@@ -122,5 +122,8 @@ void tk_rpc_finish(tk_rpc_call *call);
 /* Ends the call with a status (status.c maps tk_err to gRPC codes) and a sentence. Only the first
  * of reply, finish, fail counts. */
 void tk_rpc_fail(tk_rpc_call *call, tk_err err, const char *fmt, ...) TK_PRINTF(3, 4);
+/* Before tk_rpc_fail: the failure carries `grpc-retry-pushback-ms`, after which clients with a
+ * retry policy try again by themselves. 0 is none. */
+void tk_rpc_retry_after(tk_rpc_call *call, uint32_t ms);
 
 #endif

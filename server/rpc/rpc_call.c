@@ -106,6 +106,10 @@ static void do_message(tk_rpc_call *call, tk__rpc_scratch *scratch)
     grpc_byte_buffer_destroy(call->in);
     call->in = NULL;
     if (err == TK_CANCELLED) return;
+    if (err == TK_BUSY) { /* to the client it is a limit, of the kind that goes away */
+        tk_rpc_retry_after(call, TK__RPC_RETRY_MS);
+        err = TK_LIMIT;
+    }
     if (err != TK_OK) {
         refuse_message(call, err, diag.text);
         return;
@@ -241,6 +245,16 @@ static void refuse_unknown(tk_rpc_call *call, grpc_slice path)
     tk__rpc_end(call, GRPC_STATUS_UNIMPLEMENTED, text.text);
 }
 
+static void refuse_crowd(tk_rpc_call *call)
+{
+    tk_diag text;
+    snprintf(text.text, sizeof text.text,
+             "too many calls at once, the server's limit is %d; try again in %d ms",
+             TK__RPC_MAX_CALLS, TK__RPC_RETRY_MS);
+    tk_rpc_retry_after(call, TK__RPC_RETRY_MS);
+    tk__rpc_end(call, GRPC_STATUS_RESOURCE_EXHAUSTED, text.text);
+}
+
 /* Path, token, role; then asks for the first message. */
 static void begin(tk_rpc_call *call, const grpc_call_details *details,
                   const grpc_metadata_array *metadata)
@@ -306,7 +320,7 @@ void tk__rpc_call_begin(tk__rpc_cq *cq, grpc_call *grpc, grpc_call_details *deta
         if (room)
             begin(call, details, metadata);
         else
-            tk__rpc_end(call, GRPC_STATUS_UNAVAILABLE, "too many calls at once; try again");
+            refuse_crowd(call);
         tk_rpc_unref(call);
     }
     grpc_call_details_destroy(details);

@@ -50,7 +50,10 @@ static tk_err unpack(const tk_rpc_method *method, const uint8_t *data, size_t le
     if (room) *out = protobuf_c_message_unpack(method->in, &allocator, len, data);
     if (*out) return TK_OK;
     if (arena->full == TK__ARENA_OVER_METER)
-        return tk_fail(diag, TK_BUSY, "the server's memory for requests is in use; try again");
+        return tk_fail(diag, TK_BUSY,
+                       "the server's memory for requests is in use: a %s of %zu bytes does not fit "
+                       "into its limit of %zu bytes now; try again in %d ms",
+                       method->in->name, len, arena->meter->limit, TK__RPC_RETRY_MS);
     if (arena->full == TK__ARENA_OVER_BUDGET)
         return tk_fail(diag, TK_LIMIT, "a %s of %zu bytes may not take more than %zu bytes decoded",
                        method->in->name, len, budget_of(len));

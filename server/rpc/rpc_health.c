@@ -89,7 +89,7 @@ static void on_watch(tk_rpc_call *call, const ProtobufCMessage *in)
         (const Grpc__Health__V1__HealthCheckRequest *)in;
     watcher *w = tk_rpc_alloc(call, sizeof *w);
     if (!w) {
-        tk_rpc_fail(call, TK_BUSY, "the server is out of memory");
+        tk_rpc_fail(call, TK_NOMEM, "the server is out of memory");
         return;
     }
     *w = (watcher){.call = call, .known = is_known(health, request->service), .told = -1};

@@ -31,6 +31,7 @@ enum {
     TK__RPC_MAX_METADATA = 8192,   /* bytes of a call's headers */
     TK__RPC_CALL_MEMORY = 1 << 20, /* budget of tk_rpc_alloc */
     TK__RPC_SCRATCH_KEPT = 1 << 20,
+    TK__RPC_RETRY_MS = 100,  /* for who meets a limit of the server's */
     TK__RPC_QUIET_S = 5, /* without events before memory is given back */
 };
 
@@ -102,6 +103,7 @@ struct tk_rpc_call {
     unsigned first, queued;                 /* lock */
     grpc_status_code code;                  /* lock until over, then fixed */
     tk_diag why;                            /* the same */
+    uint32_t retry_ms;                      /* the same; 0: none */
 
     unsigned todo;     /* workers' lock: TK__DO_ bits */
     bool scheduled;    /* workers' lock */
@@ -168,7 +170,7 @@ void tk__rpc_drop_queue_locked(tk_rpc_call *call);
 
 /* -- rpc_codec.c -- */
 /* Decodes `buffer` as the method's request into `arena`, which is emptied first; the message lives
- * there. */
+ * there. TK_BUSY: there is no memory for it now. */
 TK_MUST tk_err tk__rpc_decode(const tk_rpc_method *method, grpc_byte_buffer *buffer,
                               tk__rpc_arena *arena, tk__rpc_scratch *scratch,
                               const ProtobufCMessage **out, tk_diag *diag);

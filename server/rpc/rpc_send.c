@@ -2,6 +2,7 @@
  * started by whichever thread finds none under way; its completion, on the call's completion-queue
  * thread, is the flow control and starts the next. The last message and the status leave in one
  * batch. */
+#include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -35,6 +36,14 @@ static void push_locked(tk_rpc_call *call, grpc_byte_buffer *message)
     call->queued++;
 }
 
+static grpc_metadata retry_hint(uint32_t ms)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%" PRIu32, ms);
+    return (grpc_metadata){.key = grpc_slice_from_static_string("grpc-retry-pushback-ms"),
+                           .value = grpc_slice_from_copied_string(text)};
+}
+
 /* Starts the next send when there is one and none is under way. The caller holds a reference. */
 static void pump(tk_rpc_call *call)
 {
@@ -58,16 +67,24 @@ static void pump(tk_rpc_call *call)
     pthread_mutex_unlock(&call->lock);
 
     grpc_slice why = grpc_empty_slice();
+    grpc_metadata retry = {.value = grpc_empty_slice()}; /* as `why`, the core takes a copy */
     if (status) {
         why = grpc_slice_from_copied_string(call->why.text);
         ops[n].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
         ops[n].data.send_status_from_server.status = call->code;
-        ops[n++].data.send_status_from_server.status_details = &why;
+        ops[n].data.send_status_from_server.status_details = &why;
+        if (call->retry_ms > 0 && call->code != GRPC_STATUS_OK) {
+            retry = retry_hint(call->retry_ms);
+            ops[n].data.send_status_from_server.trailing_metadata = &retry;
+            ops[n].data.send_status_from_server.trailing_metadata_count = 1;
+        }
+        n++;
     }
     tk_rpc_ref(call);
     if (grpc_call_start_batch(call->grpc, ops, n, &call->sent, NULL) != GRPC_CALL_OK)
         tk_rpc_unref(call);
     grpc_slice_unref(why);
+    grpc_slice_unref(retry.value);
     if (message) grpc_byte_buffer_destroy(message);
 }
 
@@ -141,6 +158,13 @@ bool tk_rpc_send(tk_rpc_call *call, const ProtobufCMessage *out)
 void tk_rpc_finish(tk_rpc_call *call)
 {
     tk__rpc_end(call, GRPC_STATUS_OK, NULL);
+}
+
+void tk_rpc_retry_after(tk_rpc_call *call, uint32_t ms)
+{
+    pthread_mutex_lock(&call->lock);
+    if (!call->over) call->retry_ms = ms;
+    pthread_mutex_unlock(&call->lock);
 }
 
 void tk_rpc_fail(tk_rpc_call *call, tk_err err, const char *fmt, ...)

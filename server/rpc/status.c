@@ -25,7 +25,8 @@ grpc_status_code tk__status_code(tk_err err)
     case TK_NOMEM:
         return GRPC_STATUS_RESOURCE_EXHAUSTED;
     case TK_BUSY:
-        return GRPC_STATUS_UNAVAILABLE; /* the one that clients may simply try again */
+        return GRPC_STATUS_UNAVAILABLE; /* not ready or shutting down: try again, elsewhere or later
+                                         */
     case TK_CANCELLED:
         return GRPC_STATUS_CANCELLED;
     case TK_DEADLINE:

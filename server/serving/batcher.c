@@ -2,49 +2,21 @@
  * trunk runs, or `done` is called. Two conditions: `work` wakes decode threads, `ready` the
  * executor.
  *
- * An image is in one of these places: not started (its request is in `requests`), being decoded,
- * ready (has a canvas, is in the ready list), in the executor's batch, done with. A request that
- * failed stays until the images that are under way come back; whoever brings the last one calls
- * `done`. */
-#include "serving/batcher.h"
-
-#include <pthread.h>
+ * An image is in one of these places: not started (its request is in its tenant's list), being
+ * decoded, ready (has a canvas, is in its tenant's list of ready ones and in that of all), in the
+ * executor's batch, done with. A request that failed stays until the images that are under way come
+ * back; whoever brings the last one calls `done`. */
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "engine/mem.h"
+#include "serving/batcher_internal.h"
 
-enum { DEFAULT_BATCH = 16, DEFAULT_IMAGES = 1024, MAX_DECODERS = 64, AHEAD = 4 };
-
-/* Work given to the decode threads by tk_batcher_spread(); lives on its caller's stack. */
-typedef struct spread {
-    size_t n, next, left; /* batcher.lock */
-    void (*fn)(void *ctx, size_t i);
-    void *ctx;
-    pthread_cond_t done;
-    struct spread *after;
-} spread;
-
-struct tk_batcher {
-    tk_batcher_opts opts;
-    pthread_mutex_t lock;
-    pthread_cond_t work, ready; /* lock; `ready` on CLOCK_MONOTONIC */
-    /* lock: */
-    tk_infer *first, *last; /* requests with images not started, whose turn it is first */
-    spread *spreads;
-    tk_infer_image *ready_first, *ready_last;
-    size_t not_started, decoding, n_ready;
-    size_t images, bytes; /* submitted, not answered */
-    tk_batcher_stats stats;
-    bool stop;
-    /* executor thread: */
-    tk_infer_image **batch; /* [max_batch] */
-    tk_pass *passes;        /* [max_batch] */
-    /* create and destroy: */
-    pthread_t executor, decoders[MAX_DECODERS];
-    size_t n_decoders;
-    bool executor_runs;
+enum {
+    DEFAULT_BATCH = 16,
+    DEFAULT_IMAGES = 1024,
+    DECODE_BASE = 32 << 10, /* bytes that an image costs besides its own when turns are taken */
 };
 
 static int64_t now_ns(void)
@@ -111,11 +83,14 @@ static bool images_done_locked(tk_batcher *b, tk_infer *r, size_t n)
     if (r->left > 0) return false;
     b->images -= r->n_images;
     b->bytes -= r->bytes;
+    r->of->images -= r->n_images;
+    r->of->bytes -= r->bytes;
+    b->active -= r->of->images == 0;
     return true;
 }
 
 /* Marks a request that nobody waits for. */
-static void check_alive_locked(const tk_batcher *b, tk_infer *r, int64_t now)
+static void check_alive_locked(tk_batcher *b, tk_infer *r, int64_t now)
 {
     if (r->err != TK_OK) return;
     if (b->stop) {
@@ -124,44 +99,43 @@ static void check_alive_locked(const tk_batcher *b, tk_infer *r, int64_t now)
     } else if (r->cancelled && r->cancelled(r->user)) {
         r->err = TK_CANCELLED;
         r->reason = "the request was cancelled";
+        b->stats.cancelled++;
     } else if (now >= r->deadline_ns) {
         r->err = TK_DEADLINE;
         r->reason = "the deadline passed while the images waited";
+        b->stats.late++;
     }
 }
 
-static void push_request_locked(tk_batcher *b, tk_infer *r)
+/* What is not started of a dead request, which is in no list, is done with. */
+static void drop_rest_locked(tk_batcher *b, tk_infer *r, tk_infer **finished)
 {
-    r->next = NULL;
-    if (b->last)
-        b->last->next = r;
-    else
-        b->first = r;
-    b->last = r;
+    const size_t dropped = r->n_images - r->started;
+    b->not_started -= dropped;
+    if (images_done_locked(b, r, dropped)) {
+        r->next = *finished;
+        *finished = r;
+    }
 }
 
-/* Takes every dead request off the list of those not started; those that are wholly done with are
- * put on *finished. */
-static void sweep_dead_locked(tk_batcher *b, tk_infer **finished)
+void tk__batcher_sweep(tk_batcher *b, tk__tenant *t, int64_t now, tk_infer **finished)
 {
-    tk_infer *r = b->first;
-    b->first = b->last = NULL;
-    const int64_t now = now_ns();
-    while (r) {
-        tk_infer *next = r->next;
+    for (size_t n = t->requests; n > 0; n--) {
+        tk_infer *r = tk__tenant_pop(t);
         check_alive_locked(b, r, now);
-        if (r->err == TK_OK) {
-            push_request_locked(b, r);
-        } else {
-            const size_t dropped = r->n_images - r->started;
-            b->not_started -= dropped;
-            if (images_done_locked(b, r, dropped)) {
-                r->next = *finished;
-                *finished = r;
-            }
-        }
-        r = next;
+        if (r->err == TK_OK)
+            tk__tenant_push(t, r);
+        else
+            drop_rest_locked(b, r, finished);
     }
+}
+
+/* Tenants that have nothing left to decode stay in the order until their turn comes. */
+void tk__batcher_sweep_all(tk_batcher *b, int64_t now, tk_infer **finished)
+{
+    const tk__fair *order = &b->tenants.decode;
+    for (size_t i = 0; i < order->n; i++)
+        tk__batcher_sweep(b, tk__tenant_of_decode(order->heap[i]), now, finished);
 }
 
 static void finish_all(tk_infer *finished)
@@ -173,24 +147,78 @@ static void finish_all(tk_infer *finished)
     }
 }
 
-/* The next image to decode, or NULL when its request turned out dead; then *finished may be set. */
-static tk_infer_image *take_image_locked(tk_batcher *b, tk_infer **finished)
+/* The tenant whose image is decoded next; NULL: there is none, or no room for its canvas. Canvases
+ * are made only so far ahead of the executor: that bounds their memory. */
+static tk__tenant *next_to_decode_locked(tk_batcher *b)
 {
-    tk_infer *r = b->first;
-    b->first = r->next;
-    if (!b->first) b->last = NULL;
-    check_alive_locked(b, r, now_ns());
+    tk__fair *order = &b->tenants.decode;
+    tk__tenant *t;
+    while ((t = tk__tenant_of_decode(tk__fair_first(order))) && !t->first)
+        tk__fair_remove(order, &t->decode);
+    if (!t || b->stop) return t;
+    const size_t passes = TK__AHEAD + (t->ahead == 0);
+    return b->n_ready + b->decoding < passes * b->opts.max_batch ? t : NULL;
+}
+
+/* The tenant's next image to decode, or NULL when its request turned out dead; then *finished may
+ * be set. */
+static tk_infer_image *take_image_locked(tk_batcher *b, tk__tenant *t, tk_infer **finished)
+{
+    tk_infer *r = tk__tenant_pop(t);
+    check_alive_locked(b, r, b->opts.clock());
     if (r->err != TK_OK) {
-        const size_t dropped = r->n_images - r->started;
-        b->not_started -= dropped;
-        r->next = NULL;
-        if (images_done_locked(b, r, dropped)) *finished = r;
+        drop_rest_locked(b, r, finished);
         return NULL;
     }
     tk_infer_image *image = &r->images[r->started++];
     b->not_started--;
     b->decoding++;
-    if (r->started < r->n_images) push_request_locked(b, r);
+    b->stats.decoded++;
+    t->ahead++;
+    if (r->started < r->n_images) tk__tenant_push(t, r);
+    tk__fair_charge(&b->tenants.decode, &t->decode, DECODE_BASE + image->size);
+    return image;
+}
+
+/* -- images that are ready, under the lock -- */
+
+static void ready_push_locked(tk_batcher *b, tk_infer_image *image)
+{
+    tk__tenant *t = image->infer->of;
+    image->ready_ns = b->opts.clock();
+    image->next = NULL;
+    if (t->ready)
+        t->ready_last->next = image;
+    else
+        t->ready = image;
+    t->ready_last = image;
+    image->newer = NULL;
+    image->older = b->newest;
+    if (b->newest)
+        b->newest->newer = image;
+    else
+        b->oldest = image;
+    b->newest = image;
+    b->n_ready++;
+    tk__fair_add(&b->tenants.pass, &t->pass);
+}
+
+/* The tenant's first. */
+static tk_infer_image *ready_pop_locked(tk_batcher *b, tk__tenant *t)
+{
+    tk_infer_image *image = t->ready;
+    t->ready = image->next;
+    if (!t->ready) t->ready_last = NULL;
+    if (image->older)
+        image->older->newer = image->newer;
+    else
+        b->oldest = image->newer;
+    if (image->newer)
+        image->newer->older = image->older;
+    else
+        b->newest = image->older;
+    b->n_ready--;
+    t->ahead--;
     return image;
 }
 
@@ -217,11 +245,11 @@ static tk_err decode(const tk_batcher *b, tk_infer_image *image)
     return image->error ? TK_OK : TK_NOMEM;
 }
 
-/* Decodes one image, with the lock released meanwhile. */
-static void decode_step_locked(tk_batcher *b)
+/* Decodes one image of the tenant, with the lock released meanwhile. */
+static void decode_step_locked(tk_batcher *b, tk__tenant *t)
 {
     tk_infer *finished = NULL;
-    tk_infer_image *image = take_image_locked(b, &finished);
+    tk_infer_image *image = take_image_locked(b, t, &finished);
     if (image) {
         pthread_mutex_unlock(&b->lock);
         const tk_err err = decode(b, image);
@@ -233,17 +261,13 @@ static void decode_step_locked(tk_batcher *b)
             r->reason = "no memory to decode an image";
         }
         if (image->canvas) {
-            image->ready_ns = now_ns();
-            image->next = NULL;
-            if (b->ready_last)
-                b->ready_last->next = image;
-            else
-                b->ready_first = image;
-            b->ready_last = image;
-            b->n_ready++;
-        } else if (images_done_locked(b, r, 1)) {
-            r->next = NULL;
-            finished = r;
+            ready_push_locked(b, image);
+        } else {
+            t->ahead--;
+            if (images_done_locked(b, r, 1)) {
+                r->next = NULL;
+                finished = r;
+            }
         }
     }
     pthread_cond_signal(&b->ready); /* also when none is ready: fewer may be on their way now */
@@ -255,11 +279,11 @@ static void decode_step_locked(tk_batcher *b)
 }
 
 /* One item of a spread, with the lock released meanwhile. */
-static void spread_step_locked(tk_batcher *b, spread *s)
+static void spread_step_locked(tk_batcher *b, tk__spread *s)
 {
     const size_t i = s->next++;
     if (s->next == s->n) { /* the last item is taken: off the list */
-        spread **at = &b->spreads;
+        tk__spread **at = &b->spreads;
         while (*at != s)
             at = &(*at)->after;
         *at = s->after;
@@ -275,10 +299,9 @@ static void *decoder_main(void *arg)
     tk_batcher *b = arg;
     pthread_mutex_lock(&b->lock);
     for (;;) {
-        /* Canvases are made only so far ahead of the executor: that bounds their memory. */
-        const bool room = b->n_ready + b->decoding < AHEAD * b->opts.max_batch;
-        if (b->first && (room || b->stop))
-            decode_step_locked(b);
+        tk__tenant *t = next_to_decode_locked(b);
+        if (t)
+            decode_step_locked(b, t);
         else if (b->spreads)
             spread_step_locked(b, b->spreads);
         else if (b->stop)
@@ -293,7 +316,7 @@ static void *decoder_main(void *arg)
 void tk_batcher_spread(tk_batcher *b, size_t n, void (*fn)(void *ctx, size_t i), void *ctx)
 {
     if (n == 0) return;
-    spread s = {.n = n, .left = n, .fn = fn, .ctx = ctx};
+    tk__spread s = {.n = n, .left = n, .fn = fn, .ctx = ctx};
     pthread_cond_init(&s.done, NULL);
     pthread_mutex_lock(&b->lock);
     s.after = b->spreads;
@@ -317,44 +340,44 @@ static bool batch_due_locked(const tk_batcher *b, int64_t *until)
     if (b->n_ready == 0) return false;
     if (b->n_ready >= b->opts.max_batch || b->stop) return true;
     if (b->not_started + b->decoding == 0) return true; /* nothing to wait for */
-    *until = b->ready_first->ready_ns + (int64_t)b->opts.max_delay_us * 1000;
-    return now_ns() >= *until;
+    *until = b->oldest->ready_ns + (int64_t)b->opts.max_delay_us * 1000;
+    return b->opts.clock() >= *until;
 }
 
-/* Moves up to max_batch ready images of one version into b->batch and returns how many. Images of
- * dead requests are dropped; requests that end by it are put on *finished. */
+/* Moves up to max_batch ready images of one version into b->batch, from each tenant in its turn,
+ * and returns how many. Images of dead requests are dropped; requests that end by it are put on
+ * *finished. */
 static size_t take_batch_locked(tk_batcher *b, tk_infer **finished)
 {
+    tk__fair *order = &b->tenants.pass;
     size_t n = 0;
-    const int64_t now = now_ns();
-    tk_infer_image *image = b->ready_first, *kept_first = NULL, *kept_last = NULL;
-    for (tk_infer_image *next; image; image = next) {
-        next = image->next;
-        tk_infer *r = image->infer;
+    const int64_t now = b->opts.clock();
+    tk__tenant *aside = NULL, *t; /* aside: their next image has another version */
+    while (n < b->opts.max_batch && (t = tk__tenant_of_pass(tk__fair_first(order)))) {
+        tk_infer *r = t->ready->infer;
         check_alive_locked(b, r, now);
-        if (r->err != TK_OK) {
-            b->n_ready--;
+        if (r->err == TK_OK && n > 0 && b->batch[0]->infer->snapshot != r->snapshot) {
+            tk__fair_remove(order, &t->pass);
+            t->aside = aside;
+            aside = t;
+            continue;
+        }
+        tk_infer_image *image = ready_pop_locked(b, t);
+        if (r->err == TK_OK) {
+            b->batch[n++] = image;
+            tk__fair_charge(order, &t->pass, 1);
+        } else {
             tk_free(image->canvas);
             image->canvas = NULL;
             if (images_done_locked(b, r, 1)) {
                 r->next = *finished;
                 *finished = r;
             }
-        } else if (n < b->opts.max_batch &&
-                   (n == 0 || b->batch[0]->infer->snapshot == r->snapshot)) {
-            b->n_ready--;
-            b->batch[n++] = image;
-        } else {
-            image->next = NULL;
-            if (kept_last)
-                kept_last->next = image;
-            else
-                kept_first = image;
-            kept_last = image;
         }
+        if (!t->ready) tk__fair_remove(order, &t->pass);
     }
-    b->ready_first = kept_first;
-    b->ready_last = kept_last;
+    for (; aside; aside = aside->aside)
+        tk__fair_restore(order, &aside->pass);
     return n;
 }
 
@@ -413,10 +436,28 @@ static void *executor_main(void *arg)
                 finished = r;
             }
         }
+        tk__pace_pass(&b->pace, b->opts.clock(), n, b->images >= b->opts.max_batch);
         pthread_mutex_unlock(&b->lock);
         finish_all(finished);
         pthread_mutex_lock(&b->lock);
     }
+}
+
+static void take_in_locked(tk_batcher *b, tk__tenant *t, tk_infer *r)
+{
+    b->active += t->images == 0;
+    t->images += r->n_images;
+    t->bytes += r->bytes;
+    b->images += r->n_images;
+    b->bytes += r->bytes;
+    b->not_started += r->n_images;
+    r->of = t;
+    tk__tenant_push(t, r);
+    tk__fair_add(&b->tenants.decode, &t->decode);
+    if (r->n_images == 1)
+        pthread_cond_signal(&b->work);
+    else
+        pthread_cond_broadcast(&b->work);
 }
 
 /* -- from outside -- */
@@ -430,33 +471,14 @@ tk_err tk_batcher_submit(tk_batcher *b, tk_infer *r, tk_diag *diag)
     r->started = 0;
     r->err = TK_OK;
     r->reason = "";
+    r->retry_ms = 0;
     tk_infer *finished = NULL;
-    tk_err err = TK_OK;
+    const int64_t now = b->opts.clock();
     pthread_mutex_lock(&b->lock);
-    if (b->images + r->n_images > b->opts.max_images || b->bytes + r->bytes > b->opts.max_bytes) {
-        sweep_dead_locked(b, &finished);
-    }
-    if (b->images + r->n_images > b->opts.max_images) {
-        err = tk_fail(diag, TK_BUSY,
-                      "the queue is full: %zu images wait and %zu more were sent, its limit is %zu "
-                      "images; try again shortly",
-                      b->images, r->n_images, b->opts.max_images);
-    } else if (b->bytes + r->bytes > b->opts.max_bytes) {
-        err =
-            tk_fail(diag, TK_BUSY,
-                    "the queue is full: %zu bytes of images wait and %zu more were sent, its limit "
-                    "is %zu bytes; try again shortly",
-                    b->bytes, r->bytes, b->opts.max_bytes);
-    } else {
-        b->images += r->n_images;
-        b->bytes += r->bytes;
-        b->not_started += r->n_images;
-        push_request_locked(b, r);
-        if (r->n_images == 1)
-            pthread_cond_signal(&b->work);
-        else
-            pthread_cond_broadcast(&b->work);
-    }
+    tk__tenant *t = tk__tenants_get(&b->tenants, r->tenant, now);
+    tk_err err = t ? tk__batcher_admit(b, t, r, now, &finished, diag)
+                   : tk_fail(diag, TK_NOMEM, "no memory for the queue of images");
+    if (err == TK_OK) take_in_locked(b, t, r);
     pthread_mutex_unlock(&b->lock);
     finish_all(finished);
     return err;
@@ -467,6 +489,8 @@ tk_batcher_stats tk_batcher_get_stats(tk_batcher *b)
     pthread_mutex_lock(&b->lock);
     tk_batcher_stats stats = b->stats;
     stats.queue = b->images;
+    stats.ready = b->n_ready;
+    stats.tenants = b->active;
     pthread_mutex_unlock(&b->lock);
     return stats;
 }
@@ -477,11 +501,12 @@ static tk_batcher_opts filled(const tk_batcher_opts *given)
     if (o.max_batch == 0) o.max_batch = DEFAULT_BATCH;
     if (o.max_images == 0) o.max_images = DEFAULT_IMAGES;
     if (o.max_bytes == 0) o.max_bytes = (size_t)512 << 20;
+    if (!o.clock) o.clock = now_ns;
     if (o.decode_threads == 0) {
         const long cores = sysconf(_SC_NPROCESSORS_ONLN);
         o.decode_threads = cores > 0 ? (unsigned)cores : 1;
     }
-    if (o.decode_threads > MAX_DECODERS) o.decode_threads = MAX_DECODERS;
+    if (o.decode_threads > TK__MAX_DECODERS) o.decode_threads = TK__MAX_DECODERS;
     return o;
 }
 
@@ -491,6 +516,7 @@ tk_err tk_batcher_create(tk_batcher **out, const tk_batcher_opts *opts, tk_diag 
     tk_batcher *b = tk_calloc(1, sizeof *b);
     if (!b) return tk_fail(diag, TK_NOMEM, "no memory for the queue of images");
     b->opts = filled(opts);
+    b->tenants.rate = b->opts.max_tenant_rate;
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->work, NULL);
     pthread_condattr_t attr;
@@ -529,6 +555,7 @@ void tk_batcher_destroy(tk_batcher *b)
     pthread_cond_destroy(&b->work);
     pthread_cond_destroy(&b->ready);
     pthread_mutex_destroy(&b->lock);
+    tk__tenants_fini(&b->tenants);
     tk_free(b->batch);
     tk_free(b->passes);
     tk_free(b);

@@ -3,11 +3,24 @@
  *
  *     submit -> [requests] -> decode threads -> [canvases] -> executor -> done
  *
- * The next image to decode is taken from each waiting request in turn, so that a request of one
- * image does not wait behind one of 256. A batch starts when it is full, when its oldest image has
- * waited `max_delay_us`, or at once when no further image is on its way; all its images have the
- * same version. Cancelled and late requests are dropped before their images cost a decode or a
- * pass. The same image gets the same answer, to the bit, whatever the batch. */
+ * Tenants are served fairly (fair.h), twice: the next image to decode is the tenant's that has had
+ * the least decoded (by bytes; an image costs 32 KiB besides), and a pass is filled from the
+ * tenants that have had the fewest images in passes. Among the requests of one tenant the images
+ * are taken in turn, so that a request of one image does not wait behind one of 256. Canvases are
+ * made only some passes ahead of the executor, and the last pass's worth of that room is for
+ * tenants who have none. So an image of a tenant that has nothing else in the queue waits for the
+ * pass that runs and is in the next, however much others have sent; with more such tenants than a
+ * pass has room they take turns.
+ *
+ * A batch starts when it is full, when its oldest image has waited `max_delay_us`, or at once when
+ * no further image is on its way; all its images have the same version. Cancelled and late requests
+ * are dropped before their images cost a decode or a pass. The same image gets the same answer, to
+ * the bit, whatever the batch.
+ *
+ * Not all that is sent is taken. Each tenant has its own limit of images, of bytes and of images
+ * per second; the last eighth of the queue is kept for tenants with little in it (nothing, or at
+ * most a 32nd); and a request whose deadline would pass before its turn comes is refused at once.
+ */
 #ifndef SERVER_SERVING_BATCHER_H
 #define SERVER_SERVING_BATCHER_H
 
@@ -18,12 +31,15 @@
 typedef struct tk_batcher tk_batcher;
 
 typedef struct tk_batcher_opts {
-    size_t max_batch;        /* images of one pass; 0: 16. Snapshots must be made for as many. */
-    unsigned max_delay_us;   /* 0 is none */
-    size_t max_images;       /* submitted and unanswered; 0: 1024 */
-    size_t max_bytes;        /* the same, encoded bytes; 0: 512 MiB */
-    unsigned decode_threads; /* 0: one per online core */
+    size_t max_batch;      /* images of one pass; 0: 16. Snapshots must be made for as many. */
+    unsigned max_delay_us; /* 0 is none */
+    size_t max_images;     /* submitted and unanswered; 0: 1024 */
+    size_t max_bytes;      /* the same, encoded bytes; 0: 512 MiB */
+    size_t max_tenant_images, max_tenant_bytes; /* of one tenant; 0: no limit of its own */
+    double max_tenant_rate;                     /* images/s of one tenant; 0: no limit */
+    unsigned decode_threads;                    /* 0: one per online core */
     tk_image_limits image_limits;
+    int64_t (*clock)(void); /* for tests, with no max_delay_us; NULL: CLOCK_MONOTONIC */
 } tk_batcher_opts;
 
 typedef struct tk_infer tk_infer;
@@ -37,13 +53,15 @@ typedef struct tk_infer_image {
     tk_infer *infer;
     uint8_t *canvas;
     int64_t ready_ns;
-    struct tk_infer_image *next;
+    struct tk_infer_image *next;          /* of its tenant's that are ready */
+    struct tk_infer_image *newer, *older; /* of all that are ready */
 } tk_infer_image;
 
 /* One request: images and the heads they all go through. Made by the caller, lent to the batcher by
  * tk_batcher_submit() until `done`, freed by tk_infer_destroy(), also from inside `done`. */
 struct tk_infer {
     tk_snapshot *snapshot; /* a reference */
+    int64_t tenant;        /* who asks */
     size_t n_images;
     tk_infer_image *images;
     size_t n_heads;
@@ -57,6 +75,7 @@ struct tk_infer {
     /* Called once, from the executor or a decode thread, with no lock held. TK_OK: every image has
      * its answer or its error. TK_CANCELLED, TK_DEADLINE or TK_NOMEM otherwise. Must not block. */
     void (*done)(tk_infer *infer, tk_err err, const char *reason);
+    uint32_t retry_ms; /* out, when submit refuses: try again after so long; 0: it is no use */
     /* the batcher's, under its lock: */
     size_t started; /* images given to a decode thread */
     size_t left;    /* images not done with */
@@ -64,11 +83,12 @@ struct tk_infer {
     tk_err err;
     const char *reason;
     struct tk_infer *next;
+    struct tk__tenant *of;
     tk_top *tops; /* [n_images][sum of k] */
 };
 
 /* Takes a reference of the snapshot. k[h] becomes top_k, at most the head's classes (0: 1). The
- * caller fills images[].data and .size, deadline_ns, cancelled, done, user. */
+ * caller fills tenant, images[].data and .size, deadline_ns, cancelled, done, user. */
 TK_MUST tk_err tk_infer_create(tk_infer **out, tk_snapshot *snapshot, size_t n_images,
                                size_t n_heads, const tk_head *const *heads, size_t top_k);
 void tk_infer_destroy(tk_infer *infer); /* NULL is fine */
@@ -77,8 +97,9 @@ TK_MUST tk_err tk_batcher_create(tk_batcher **out, const tk_batcher_opts *opts, 
 /* Requests not yet answered end with TK_CANCELLED. No submit may follow or run meanwhile. Joins. */
 void tk_batcher_destroy(tk_batcher *batcher); /* NULL is fine */
 
-/* TK_BUSY, with the limit and its value, when the queue is full: `done` is not called then. Does
- * not block. Any thread. */
+/* When it fails `done` is not called. TK_LIMIT, with the limit and its value: the queue is full, or
+ * the tenant's part of it, or the tenant sends too fast. TK_DEADLINE: too much is ahead for the
+ * deadline to be met. TK_NOMEM. Does not block. Any thread. */
 TK_MUST tk_err tk_batcher_submit(tk_batcher *batcher, tk_infer *infer, tk_diag *diag);
 
 /* Runs fn(ctx, i) for i in 0..n-1 on the decode threads, between the images of requests, and
@@ -87,7 +108,14 @@ void tk_batcher_spread(tk_batcher *batcher, size_t n, void (*fn)(void *ctx, size
 
 typedef struct tk_batcher_stats {
     uint64_t images, batches; /* passed through the trunk since start */
-    size_t queue;             /* submitted, not answered */
+    uint64_t decoded;         /* images that were given to a decoder, also broken ones */
+    /* requests that submit refused: a full queue, a tenant's limit of images or bytes, its rate, a
+     * deadline that could not be met */
+    uint64_t refused_full, refused_tenant, refused_rate, refused_deadline;
+    uint64_t late, cancelled; /* requests dropped while they waited */
+    size_t queue;             /* images submitted, not answered */
+    size_t ready;             /* of these, decoded and not yet in a pass */
+    size_t tenants;           /* that have any images in the queue */
 } tk_batcher_stats;
 tk_batcher_stats tk_batcher_get_stats(tk_batcher *batcher);
 

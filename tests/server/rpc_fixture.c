@@ -443,7 +443,7 @@ int rpc_fixture_classify(tk_client *client, const char *path, size_t n_bytes, co
         /* No assertion: this also runs on other threads than the test's. */
         if (got->version != n_bytes || got->n_images != 1 || got->images[0]->n_heads != 1 ||
             strcmp(got->images[0]->error, head) != 0)
-            *status = (tk_client_status){TK_CLIENT_DATA_LOSS, "the echo is wrong"};
+            *status = (tk_client_status){.code = TK_CLIENT_DATA_LOSS, .text = "the echo is wrong"};
         tk_client_free_message(answer);
     }
     tk_free(image.data);

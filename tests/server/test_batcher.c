@@ -11,140 +11,10 @@
 
 #include <cmocka.h>
 
+#include "batcher_fixture.h"
 #include "engine/mem.h"
-#include "fixture.h"
-#include "serving/batcher.h"
-
-enum { PICTURES = 6, BATCH = 4 };
 
 static tk_snapshot *one, *two; /* two versions with different weights */
-static fixture_bytes pictures[PICTURES];
-
-/* -- a request that can be waited for -- */
-
-typedef struct asked {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    bool done;
-    unsigned order; /* when it was done, among those that share a counter */
-    unsigned *counter;
-    tk_err err;
-    char reason[128];
-    bool gone; /* what `cancelled` answers */
-    tk_infer *infer;
-} asked;
-
-static pthread_mutex_t counter_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void on_done(tk_infer *infer, tk_err err, const char *reason)
-{
-    asked *a = infer->user;
-    pthread_mutex_lock(&counter_lock);
-    if (a->counter) a->order = ++*a->counter;
-    pthread_mutex_unlock(&counter_lock);
-    pthread_mutex_lock(&a->lock);
-    a->done = true;
-    a->err = err;
-    snprintf(a->reason, sizeof a->reason, "%s", reason);
-    pthread_cond_signal(&a->changed);
-    pthread_mutex_unlock(&a->lock);
-}
-
-static bool is_gone(void *user)
-{
-    asked *a = user;
-    pthread_mutex_lock(&a->lock);
-    const bool gone = a->gone;
-    pthread_mutex_unlock(&a->lock);
-    return gone;
-}
-
-/* Images first..first+n-1 of `pictures` (cyclic), through both heads, all classes of each. */
-static asked *ask(tk_snapshot *snapshot, size_t first, size_t n)
-{
-    asked *a = calloc(1, sizeof *a);
-    pthread_mutex_init(&a->lock, NULL);
-    pthread_cond_init(&a->changed, NULL);
-    const tk_head *heads[] = {tk_snapshot_find(snapshot, "alice", "type"),
-                              tk_snapshot_find(snapshot, "bob", "colour")};
-    assert_int_equal(tk_infer_create(&a->infer, snapshot, n, 2, heads, 99), TK_OK);
-    for (size_t i = 0; i < n; i++) {
-        a->infer->images[i].data = pictures[(first + i) % PICTURES].data;
-        a->infer->images[i].size = pictures[(first + i) % PICTURES].size;
-    }
-    a->infer->user = a;
-    a->infer->done = on_done;
-    a->infer->cancelled = is_gone;
-    return a;
-}
-
-static tk_err wait_for(asked *a)
-{
-    pthread_mutex_lock(&a->lock);
-    while (!a->done)
-        pthread_cond_wait(&a->changed, &a->lock);
-    pthread_mutex_unlock(&a->lock);
-    return a->err;
-}
-
-static void forget(asked *a)
-{
-    tk_infer_destroy(a->infer);
-    pthread_mutex_destroy(&a->lock);
-    pthread_cond_destroy(&a->changed);
-    free(a);
-}
-
-/* -- decode threads held up -- */
-
-/* Fills every decode thread (and one of ours) with work that waits. */
-typedef struct stall {
-    tk_batcher *batcher;
-    pthread_t thread;
-    pthread_barrier_t in, out;
-    size_t n;
-} stall;
-
-static void stall_one(void *ctx, size_t i)
-{
-    stall *s = ctx;
-    (void)i;
-    pthread_barrier_wait(&s->in);
-    pthread_barrier_wait(&s->out);
-}
-
-static void *stall_main(void *arg)
-{
-    stall *s = arg;
-    tk_batcher_spread(s->batcher, s->n, stall_one, s);
-    return NULL;
-}
-
-static void stall_begin(stall *s, tk_batcher *batcher, size_t decoders)
-{
-    s->batcher = batcher;
-    s->n = decoders + 1;
-    pthread_barrier_init(&s->in, NULL, (unsigned)s->n + 1);
-    pthread_barrier_init(&s->out, NULL, (unsigned)s->n + 1);
-    pthread_create(&s->thread, NULL, stall_main, s);
-    pthread_barrier_wait(&s->in);
-}
-
-static void stall_end(stall *s)
-{
-    pthread_barrier_wait(&s->out);
-    pthread_join(s->thread, NULL);
-    pthread_barrier_destroy(&s->in);
-    pthread_barrier_destroy(&s->out);
-}
-
-static tk_batcher *start(tk_batcher_opts opts)
-{
-    tk_batcher *b;
-    opts.max_batch = BATCH;
-    assert_int_equal(tk_batcher_create(&b, &opts, NULL), TK_OK);
-    return b;
-}
 
 static size_t answers_per_image(void)
 {
@@ -249,7 +119,7 @@ static void a_full_queue_refuses_and_names_limit_and_value(void **state)
     asked *first = ask(one, 0, 3), *second = ask(one, 0, 3), *third = ask(one, 0, 2);
     assert_int_equal(tk_batcher_submit(b, first->infer, NULL), TK_OK);
     tk_diag diag;
-    assert_int_equal(tk_batcher_submit(b, second->infer, &diag), TK_BUSY);
+    assert_int_equal(tk_batcher_submit(b, second->infer, &diag), TK_LIMIT);
     assert_non_null(strstr(diag.text, "3 images wait"));
     assert_non_null(strstr(diag.text, "limit is 5"));
     assert_int_equal(tk_batcher_submit(b, third->infer, NULL), TK_OK);
@@ -273,19 +143,12 @@ static void a_full_queue_counts_bytes_too(void **state)
     asked *first = ask(one, 0, 1), *second = ask(one, 0, 1);
     assert_int_equal(tk_batcher_submit(b, first->infer, NULL), TK_OK);
     tk_diag diag;
-    assert_int_equal(tk_batcher_submit(b, second->infer, &diag), TK_BUSY);
+    assert_int_equal(tk_batcher_submit(b, second->infer, &diag), TK_LIMIT);
     assert_non_null(strstr(diag.text, "bytes"));
     stall_end(&s);
     assert_int_equal(wait_for(first), TK_OK);
     forget(first), forget(second);
     tk_batcher_destroy(b);
-}
-
-static void set_gone(asked *a)
-{
-    pthread_mutex_lock(&a->lock);
-    a->gone = true;
-    pthread_mutex_unlock(&a->lock);
 }
 
 static void a_cancelled_request_costs_no_pass(void **state)
@@ -314,7 +177,7 @@ static void cancelled_requests_make_room_in_a_full_queue(void **state)
     stall_begin(&s, b, 1);
     asked *a = ask(one, 0, 4), *other = ask(one, 0, 4);
     assert_int_equal(tk_batcher_submit(b, a->infer, NULL), TK_OK);
-    assert_int_equal(tk_batcher_submit(b, other->infer, NULL), TK_BUSY);
+    assert_int_equal(tk_batcher_submit(b, other->infer, NULL), TK_LIMIT);
     set_gone(a);
     assert_int_equal(tk_batcher_submit(b, other->infer, NULL), TK_OK);
     assert_int_equal(wait_for(a), TK_CANCELLED); /* already, while all decode threads are held up */
@@ -477,17 +340,14 @@ static int set_up(void **state)
     (void)state;
     if (tk_snapshot_create(&one, fixture_model(11), 1, BATCH, 2, NULL) != TK_OK) return -1;
     if (tk_snapshot_create(&two, fixture_model(12), 2, BATCH, 2, NULL) != TK_OK) return -1;
-    for (unsigned i = 0; i < PICTURES; i++) {
-        pictures[i] = i % 2 ? fixture_jpeg(40 + 3 * i, 50, i) : fixture_png(33 + i, 64, i);
-    }
+    pictures_make();
     return 0;
 }
 
 static int tear_down(void **state)
 {
     (void)state;
-    for (unsigned i = 0; i < PICTURES; i++)
-        free(pictures[i].data);
+    pictures_free();
     tk_snapshot_unref(one);
     tk_snapshot_unref(two);
     return tk_test_alloc_live() == 0 ? 0 : -1;

@@ -48,6 +48,19 @@ static void a_flag_wins_over_its_variable(void **state)
     assert_float_equal(c.delay_ms, 0.5, 0);
 }
 
+static void a_tenants_limits_are_off_or_given(void **state)
+{
+    (void)state;
+    tk_config c;
+    tk_diag diag;
+    assert_int_equal(parse(&c, &diag, NULL, NULL), TK_OK);
+    assert_int_equal(c.tenant_queue, 0); /* half of the queue: the server's business */
+    assert_float_equal(c.tenant_rate, 0, 0);
+    assert_int_equal(parse(&c, &diag, "--tenant-queue=300", "--tenant-rate=12.5"), TK_OK);
+    assert_int_equal(c.tenant_queue, 300);
+    assert_float_equal(c.tenant_rate, 12.5, 0);
+}
+
 static void sizes_take_units(void **state)
 {
     (void)state;
@@ -65,10 +78,27 @@ static void a_bad_value_is_named_with_what_is_allowed(void **state)
 {
     (void)state;
     static const char *const bad[][2] = {
-        {"--batch", "0"},       {"--batch", "-1"},  {"--batch", "1e99"},     {"--batch", "2.5"},
-        {"--batch", ""},        {"--batch", "nan"}, {"--delay-ms", "x"},     {"--arch", "resnet"},
-        {"--arch", ""},         {"--isa", "avx"},   {"--log-level", "i"},    {"--log-format", ""},
-        {"--resize-mode", ":"}, {"--listen", ""},   {"--precision", "fp16"}, {"--precision", ""},
+        {"--batch", "0"},
+        {"--batch", "-1"},
+        {"--batch", "1e99"},
+        {"--batch", "2.5"},
+        {"--batch", ""},
+        {"--batch", "nan"},
+        {"--delay-ms", "x"},
+        {"--arch", "resnet"},
+        {"--arch", ""},
+        {"--isa", "avx"},
+        {"--log-level", "i"},
+        {"--log-format", ""},
+        {"--tenant-queue", "255"},
+        {"--tenant-queue", "many"},
+        {"--tenant-rate", "0"},
+        {"--tenant-rate", "-5"},
+        {"--tenant-rate", "1e7"},
+        {"--resize-mode", ":"},
+        {"--listen", ""},
+        {"--precision", "fp16"},
+        {"--precision", ""},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         tk_config c;
@@ -144,6 +174,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_flag_wins_over_its_variable),
+        cmocka_unit_test(a_tenants_limits_are_off_or_given),
         cmocka_unit_test(sizes_take_units),
         cmocka_unit_test(a_bad_value_is_named_with_what_is_allowed),
         cmocka_unit_test(a_value_cannot_forge_a_line_or_a_field),

@@ -532,8 +532,9 @@ static void requests_over_the_servers_memory_are_refused_for_now(void **state)
     tk_client *client = rpc_fixture_tenant(&f);
     tk_client_status status;
     assert_int_equal(rpc_fixture_classify(client, CLASSIFY, bytes, "a", 30000, &status),
-                     TK_CLIENT_UNAVAILABLE);
+                     TK_CLIENT_RESOURCE_EXHAUSTED);
     assert_non_null(strstr(status.text, "memory for requests"));
+    assert_true(status.retry_ms > 0);
     rpc_fixture_gate(&f, true);
     join_waiters(waiters, 3);
     for (unsigned i = 0; i < 3; i++)

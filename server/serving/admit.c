@@ -1,0 +1,140 @@
+/* Which requests the batcher takes in: limits of the queue and of each tenant, deadlines that can
+ * be met, rates; and when it is worth trying again. All under the batcher's lock. */
+#include "serving/batcher_internal.h"
+
+enum { SWEEP_STEPS = 64 }; /* requests looked at for each one that finds the queue full */
+enum { RETRY_MS = 100, /* when the pace is not known */ MIN_RETRY_MS = 5, MAX_RETRY_MS = 10000 };
+
+/* When `images` more are worked off, in ms. */
+static uint32_t retry_ms_locked(const tk_batcher *b, size_t images)
+{
+    const int64_t ns = tk__pace_of(&b->pace, images), ms = ns / 1000000 + 1;
+    if (ns < 0) return RETRY_MS;
+    return ms < MIN_RETRY_MS ? MIN_RETRY_MS : ms > MAX_RETRY_MS ? MAX_RETRY_MS : (uint32_t)ms;
+}
+
+/* Most images in the queue that leave this request in: the last eighth is for tenants with little
+ * in it, so that a few who fill their parts do not shut out the others. */
+static size_t queue_limit(const tk_batcher *b, const tk__tenant *t, const tk_infer *r)
+{
+    const size_t most = b->opts.max_images;
+    return t->images == 0 || t->images + r->n_images <= most / 32 ? most : most - most / 8;
+}
+
+static bool fits_tenant(const tk_batcher *b, const tk__tenant *t, const tk_infer *r)
+{
+    const tk_batcher_opts *o = &b->opts;
+    return (o->max_tenant_images == 0 || t->images + r->n_images <= o->max_tenant_images) &&
+           (o->max_tenant_bytes == 0 || t->bytes + r->bytes <= o->max_tenant_bytes);
+}
+
+static bool fits_queue(const tk_batcher *b, const tk__tenant *t, const tk_infer *r)
+{
+    return b->images + r->n_images <= queue_limit(b, t, r) &&
+           b->bytes + r->bytes <= b->opts.max_bytes;
+}
+
+/* How many images pass until this tenant has had `own`: with fair turns no more than as many of
+ * each tenant, and no more than there are. */
+static size_t shared_locked(const tk_batcher *b, const tk__tenant *t, size_t own, size_t all)
+{
+    const size_t tenants = b->active + (t->images == 0);
+    return own > all / tenants ? all : own * tenants;
+}
+
+static tk_err refuse_tenant_locked(tk_batcher *b, const tk__tenant *t, tk_infer *r, tk_diag *diag)
+{
+    const size_t most = b->opts.max_tenant_images;
+    b->stats.refused_tenant++;
+    if (most > 0 && t->images + r->n_images > most) {
+        const size_t over = t->images + r->n_images - most;
+        r->retry_ms = retry_ms_locked(b, shared_locked(b, t, over, b->images));
+        return tk_fail(diag, TK_LIMIT,
+                       "your part of the queue is full: %zu images of yours wait and %zu more were "
+                       "sent, a tenant's limit is %zu (--tenant-queue); try again in %u ms",
+                       t->images, r->n_images, most, r->retry_ms);
+    }
+    r->retry_ms = retry_ms_locked(b, t->images / 2);
+    return tk_fail(
+        diag, TK_LIMIT,
+        "your part of the queue is full: %zu bytes of your images wait and %zu more were "
+        "sent, a tenant's limit is %zu bytes; try again in %u ms",
+        t->bytes, r->bytes, b->opts.max_tenant_bytes, r->retry_ms);
+}
+
+static tk_err refuse_queue_locked(tk_batcher *b, const tk__tenant *t, tk_infer *r, tk_diag *diag)
+{
+    const size_t most = queue_limit(b, t, r);
+    b->stats.refused_full++;
+    if (b->images + r->n_images > most) {
+        r->retry_ms = retry_ms_locked(b, b->images + r->n_images - most);
+        return tk_fail(diag, TK_LIMIT,
+                       "the queue is full: %zu images wait and %zu more were sent, its limit is "
+                       "%zu images (%zu by --queue%s); try again in %u ms",
+                       b->images, r->n_images, most, b->opts.max_images,
+                       most < b->opts.max_images ? ", less what is kept for tenants with few" : "",
+                       r->retry_ms);
+    }
+    r->retry_ms = retry_ms_locked(b, b->images / 2);
+    return tk_fail(diag, TK_LIMIT,
+                   "the queue is full: %zu bytes of images wait and %zu more were sent, its limit "
+                   "is %zu bytes; try again in %u ms",
+                   b->bytes, r->bytes, b->opts.max_bytes, r->retry_ms);
+}
+
+/* Would the deadline pass before the request's turn is over? Only a queue of some length tells,
+ * only when its pace is known, and a quarter of the estimate is allowed for its being wrong. */
+static tk_err check_deadline_locked(tk_batcher *b, const tk__tenant *t, const tk_infer *r,
+                                    int64_t now, tk_diag *diag)
+{
+    if (r->deadline_ns == INT64_MAX || b->images < TK__AHEAD * b->opts.max_batch) return TK_OK;
+    /* Of the tenant's own: what is decoded, then its requests in turn. */
+    const size_t turns = r->n_images * (t->requests + 1) + t->ahead;
+    const size_t mine = t->images + r->n_images, own = turns < mine ? turns : mine;
+    const int64_t need = tk__pace_of(&b->pace, shared_locked(b, t, own, b->images + r->n_images));
+    const int64_t have = r->deadline_ns > now ? r->deadline_ns - now : 0;
+    if (need - need / 4 <= have) return TK_OK;
+    b->stats.refused_deadline++;
+    return tk_fail(diag, TK_DEADLINE,
+                   "the deadline is in %lld ms, but with %zu images in the queue the answer would "
+                   "take about %lld ms: nothing was done",
+                   (long long)(have / 1000000), b->images, (long long)(need / 1000000));
+}
+
+static tk_err check_rate_locked(tk_batcher *b, tk__tenant *t, tk_infer *r, int64_t now,
+                                tk_diag *diag)
+{
+    const int64_t wait = tk__tenant_spend(&b->tenants, t, r->n_images, now);
+    if (wait == 0) return TK_OK;
+    const int64_t ms = (wait + 999999) / 1000000;
+    r->retry_ms = ms < UINT32_MAX ? (uint32_t)ms : UINT32_MAX;
+    b->stats.refused_rate++;
+    return tk_fail(diag, TK_LIMIT,
+                   "too fast: %zu images were sent, a tenant's limit is %g images a second "
+                   "(--tenant-rate), of which one second's may come at once; try again in %u ms",
+                   r->n_images, b->opts.max_tenant_rate, r->retry_ms);
+}
+
+/* Dead requests are looked for when there is no room, but one who is refused all the time must not
+ * make everyone wait for a look at the whole queue each time: steps are saved up for it. */
+static bool may_sweep(size_t *saved, size_t steps)
+{
+    *saved += SWEEP_STEPS;
+    if (*saved < steps) return false;
+    *saved = 0;
+    return true;
+}
+
+tk_err tk__batcher_admit(tk_batcher *b, tk__tenant *t, tk_infer *r, int64_t now,
+                         tk_infer **finished, tk_diag *diag)
+{
+    if (!fits_tenant(b, t, r) && may_sweep(&t->sweep_steps, t->requests))
+        tk__batcher_sweep(b, t, now, finished);
+    if (!fits_tenant(b, t, r)) return refuse_tenant_locked(b, t, r, diag);
+    if (!fits_queue(b, t, r) && may_sweep(&b->sweep_steps, b->tenants.decode.n + b->not_started))
+        tk__batcher_sweep_all(b, now, finished);
+    if (!fits_queue(b, t, r)) return refuse_queue_locked(b, t, r, diag);
+    const tk_err err = check_deadline_locked(b, t, r, now, diag);
+    if (err != TK_OK) return err;
+    return check_rate_locked(b, t, r, now, diag); /* the last: what is refused is not spent */
+}
