@@ -320,6 +320,10 @@ static tk_err try_texts_locked(tk__rpc_tls *tls, pem texts[FILES], tk_diag *diag
     if (memcmp(digest, tls->tried, DIGEST) == 0) return TK_OK;
     memcpy(tls->tried, digest, DIGEST);
     const tk_err err = check_texts(tls, texts, diag);
+    if (err == TK_NOMEM) { /* says nothing about the files: again at the next handshake */
+        memset(tls->tried, 0, DIGEST);
+        tls->settled = false;
+    }
     if (err != TK_OK) return err;
     all_fini(tls->good);
     memcpy(tls->good, texts, sizeof tls->good);
