@@ -20,14 +20,20 @@
 #include <grpc/grpc_security.h>
 #include <grpc/slice.h>
 #include <grpc/support/alloc.h>
+#include <grpc/support/log.h>
 #include <grpc/support/time.h>
+
+#include "rpc_client_tls.h"
 
 struct tk_client {
     grpc_channel *channel;
-    char *header; /* "Bearer TOKEN", or NULL */
+    char *header;      /* "Bearer TOKEN", or NULL */
+    char *address;     /* with `tls`, for whoever asks why it did not come about */
+    tk_client_tls tls; /* copies; without TLS all NULL, and `address`, too */
 };
 
 struct tk_client_call {
+    const tk_client *client;
     grpc_call *grpc;
     grpc_completion_queue *queue;
     const ProtobufCMessageDescriptor *out_type;
@@ -77,7 +83,9 @@ static grpc_arg int_arg(const char *key, int value)
     return arg;
 }
 
-static grpc_channel *open_channel(const char *address)
+/* `name` NULL: the certificate is for the host of the address. */
+static grpc_channel *open_channel(const char *address, grpc_channel_credentials *how,
+                                  const char *name)
 {
     grpc_arg args[] = {
         int_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, -1),
@@ -90,12 +98,13 @@ static grpc_channel *open_channel(const char *address)
         int_arg("grpc.use_local_subchannel_pool", 1),
         /* A proxy from the environment has no business between trunkctl and its server. */
         int_arg("grpc.enable_http_proxy", 0),
+        int_arg(GRPC_SSL_TARGET_NAME_OVERRIDE_ARG, 0),
     };
-    grpc_channel_args list = {.num_args = sizeof args / sizeof *args, .args = args};
-    grpc_channel_credentials *plain = grpc_insecure_credentials_create();
-    grpc_channel *channel = grpc_channel_create(address, plain, &list);
-    grpc_channel_credentials_release(plain);
-    return channel;
+    const size_t n = sizeof args / sizeof *args;
+    args[n - 1].type = GRPC_ARG_STRING;
+    memcpy(&args[n - 1].value.string, &name, sizeof name); /* only read, too */
+    grpc_channel_args list = {.num_args = name ? n : n - 1, .args = args};
+    return grpc_channel_create(address, how, &list);
 }
 
 static char *bearer(const char *token)
@@ -109,22 +118,88 @@ static char *bearer(const char *token)
     return NULL;
 }
 
-tk_client *tk_client_open(const char *address, const char *token)
+/* False: out of memory. NULL stays NULL. */
+static bool copy(const char **to, const char *text)
 {
+    *to = text ? strdup(text) : NULL;
+    return !text || *to;
+}
+
+static bool remember(tk_client *client, const char *address, const tk_client_tls *tls)
+{
+    client->address = strdup(address);
+    return client->address && copy(&client->tls.ca, tls->ca) &&
+           copy(&client->tls.cert, tls->cert) && copy(&client->tls.key, tls->key) &&
+           copy(&client->tls.name, tls->name);
+}
+
+static void forget(tk_client *client)
+{
+    const char *const texts[] = {client->tls.ca, client->tls.cert, client->tls.key,
+                                 client->tls.name};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        void *text;
+        memcpy(&text, &texts[i], sizeof text); /* ours, whatever the type says */
+        free(text);
+    }
+    free(client->address);
+}
+
+static void cannot(tk_client_status *why, const char *text)
+{
+    *why = (tk_client_status){.code = TK_CLIENT_INVALID_ARGUMENT};
+    snprintf(why->text, sizeof why->text, "%s", text);
+}
+
+tk_client *tk_client_open_tls(const char *address, const char *token, const tk_client_tls *tls,
+                              tk_client_status *why)
+{
+    *why = (tk_client_status){0};
     tk_client *client = calloc(1, sizeof *client);
-    if (!client) return NULL;
+    if (!client) {
+        cannot(why, "out of memory");
+        return NULL;
+    }
     grpc_init();
-    if (token) client->header = bearer(token);
-    if (!token || client->header) client->channel = open_channel(address);
-    if (client->channel) return client;
+    grpc_channel_credentials *how = NULL;
+    if (token && !(client->header = bearer(token)))
+        cannot(why, "the token has bytes that no token has");
+    else if (tls && !remember(client, address, tls))
+        cannot(why, "out of memory");
+    else
+        how = tls ? tk__client_tls_credentials(tls, why) : grpc_insecure_credentials_create();
+    if (how) {
+        client->channel = open_channel(address, how, tls ? tls->name : NULL);
+        grpc_channel_credentials_release(how);
+        if (client->channel) return client;
+        cannot(why, "out of memory");
+    }
     tk_client_close(client);
     return NULL;
+}
+
+tk_client *tk_client_open(const char *address, const char *token)
+{
+    tk_client_status why;
+    return tk_client_open_tls(address, token, NULL, &why);
+}
+
+/* But for the core's last words before it aborts. */
+static void drop_line(gpr_log_func_args *args)
+{
+    if (strncmp(args->message, "assertion failed", 16) == 0) fprintf(stderr, "%s\n", args->message);
+}
+
+void tk_client_silence(void)
+{
+    gpr_set_log_function(drop_line);
 }
 
 void tk_client_close(tk_client *client)
 {
     if (!client) return;
     if (client->channel) grpc_channel_destroy(client->channel);
+    forget(client);
     free(client->header);
     free(client);
     grpc_shutdown();
@@ -196,6 +271,7 @@ tk_client_call *tk_client_start(tk_client *client, const char *path,
 {
     tk_client_call *call = calloc(1, sizeof *call);
     if (!call) return NULL;
+    call->client = client;
     call->out_type = out_type;
     call->code = GRPC_STATUS_UNKNOWN;
     call->details = grpc_empty_slice();
@@ -312,6 +388,30 @@ static unsigned find_retry(const grpc_metadata_array *trailing)
     return 0;
 }
 
+/* "... Peer name NAME is not in peer certificate" */
+static bool wrong_name(const char *said, char *text, size_t size)
+{
+    static const char before[] = "Peer name ", after[] = " is not in peer certificate";
+    const char *name = strstr(said, before), *end = strstr(said, after);
+    if (!name || !end || end < name + sizeof before - 1) return false;
+    name += sizeof before - 1;
+    snprintf(text, size, "the server's certificate is not for %.*s", (int)(end - name), name);
+    return true;
+}
+
+/* In place of what the core says of a handshake: less than a person needs. */
+static void explain(const tk_client *client, tk_client_status *status)
+{
+    char text[512];
+    const char *said = status->text;
+    const bool in_handshake = strstr(said, "failed to connect") &&
+                              (strstr(said, "handshake failed") || strstr(said, "Socket closed") ||
+                               strstr(said, "Connection reset"));
+    if (wrong_name(said, text, sizeof text) ||
+        (in_handshake && tk__client_tls_explain(client->address, &client->tls, text, sizeof text)))
+        snprintf(status->text, sizeof status->text, "no TLS with %s: %s", client->address, text);
+}
+
 static void write_status(const tk_client_call *call, tk_client_status *status)
 {
     if (call->bad_answer) {
@@ -324,6 +424,8 @@ static void write_status(const tk_client_call *call, tk_client_status *status)
     status->retry_ms = call->code == GRPC_STATUS_OK ? 0 : find_retry(&call->trailing);
     copy_text(status->text, sizeof status->text, call->details);
     if (call->code == GRPC_STATUS_OK) status->text[0] = 0;
+    if (call->code == GRPC_STATUS_UNAVAILABLE && call->client->address)
+        explain(call->client, status);
 }
 
 int tk_client_finish(tk_client_call *call, tk_client_status *status)

@@ -63,6 +63,23 @@ const char *tk_client_code_text(int code);
  * as UNAVAILABLE on the first call. Both strings are copied. NULL: out of memory, or a token with
  * bytes that no header may carry. */
 tk_client *tk_client_open(const char *address, const char *token);
+
+/* How to reach a server by TLS. Files are PEM, and are read once. */
+typedef struct tk_client_tls {
+    const char *ca;         /* whom to trust; NULL: the system's certificates */
+    const char *cert, *key; /* the client's own certificate; NULL: none */
+    const char *name; /* expected in the server's certificate; NULL: the host of the address */
+} tk_client_tls;
+
+/* tk_client_open() by TLS (NULL: without). NULL: *why says which file cannot be used, and why. A
+ * handshake that fails shows as UNAVAILABLE on a call, whose text says what was wrong with the
+ * server's certificate. */
+tk_client *tk_client_open_tls(const char *address, const char *token, const tk_client_tls *tls,
+                              tk_client_status *why);
+/* From now on the core's own lines go nowhere instead of to standard error. Process wide; not where
+ * a server runs, too. */
+void tk_client_silence(void);
+
 /* All calls must be finished. NULL is fine. */
 void tk_client_close(tk_client *client);
 /* Connects, trying again until it works or `timeout_ms` have passed. */

@@ -1,6 +1,7 @@
 /* See config.h. One table gives parsing, environment names and the manual. */
 #include "config.h"
 
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
@@ -28,7 +29,22 @@ static const option options[] = {
      "$XDG_DATA_HOME/trunkd, else ~/.local/share/trunkd. The first start writes an admin token to "
      "DIR/admin.token"},
     {"listen", "ADDR", TEXT, AT(listen), 0, 0,
-     "HOST:PORT, or unix:PATH. Port 0 takes a free one. Default: 127.0.0.1:7700"},
+     "HOST:PORT, or unix:PATH. Port 0 takes a free one. Anything but this machine's own addresses "
+     "(127.0.0.1, ::1, localhost, unix:) needs --tls-cert. Default: 127.0.0.1:7700"},
+    {"tls-cert", "FILE", TEXT, AT(tls_cert), 0, 0,
+     "the server's certificate and its chain, PEM; with --tls-key. Both are read again when they "
+     "change: new connections get the new one. Default: plain text"},
+    {"tls-key", "FILE", TEXT, AT(tls_key), 0, 0, "the key of --tls-cert, PEM, not encrypted"},
+    {"tls-client-ca", "FILE", TEXT, AT(tls_client_ca), 0, 0,
+     "ask clients for certificates, and take those that these certificates (PEM) have signed. One "
+     "with the URI trunkd:tenant:NAME, or without such a URI the common name NAME, acts for tenant "
+     "NAME and needs no token; every other one needs a token, and so does an admin"},
+    {"tls-client", "HOW", CHOICE, AT(tls_client), 0, 0,
+     "required|optional: whether a client may come without a certificate. Default: required, with "
+     "--tls-client-ca"},
+    {"allow-plaintext", "YES|NO", CHOICE, AT(allow_plaintext), 0, 0,
+     "yes|no: listen without TLS where other machines can connect, as something else encrypts. "
+     "Default: no"},
     {"port-file", "PATH", TEXT, AT(port_file), 0, 0,
      "write the port to PATH once the server answers, for scripts; removed at the end"},
     {"arch", "NAME", CHOICE, AT(arch), 0, 0,
@@ -214,6 +230,46 @@ static tk_err default_store(tk_config *c, char *(*lookup)(const char *), tk_diag
     return TK_OK;
 }
 
+/* Whether only this machine can connect: an address that says so by itself, nothing looked up. */
+static bool is_local(const char *listen)
+{
+    if (strncmp(listen, "unix:", 5) == 0 || strncmp(listen, "unix-abstract:", 14) == 0) return true;
+    char host[64];
+    const bool bracket = *listen == '[';
+    const size_t n = strcspn(listen + bracket, bracket ? "]" : ":");
+    if (n >= sizeof host) return false;
+    memcpy(host, listen + bracket, n);
+    host[n] = '\0';
+    struct in_addr v4;
+    struct in6_addr v6;
+    if (bracket) return inet_pton(AF_INET6, host, &v6) == 1 && IN6_IS_ADDR_LOOPBACK(&v6);
+    if (inet_pton(AF_INET, host, &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
+    return strcmp(host, "localhost") == 0;
+}
+
+/* Flags that only make sense together, and the one thing that must not happen by accident. */
+static tk_err check_transport(const tk_config *c, tk_diag *diag)
+{
+    if (!c->tls_cert != !c->tls_key)
+        return tk_fail(diag, TK_BADARG, "%s is given without %s",
+                       c->tls_cert ? "--tls-cert" : "--tls-key",
+                       c->tls_cert ? "--tls-key" : "--tls-cert");
+    if (c->tls_client_ca && !c->tls_cert)
+        return tk_fail(diag, TK_BADARG,
+                       "--tls-client-ca is given without --tls-cert and --tls-key");
+    if (c->tls_client && !c->tls_client_ca)
+        return tk_fail(diag, TK_BADARG, "--tls-client is %s, but there is no --tls-client-ca",
+                       c->tls_client);
+    if (c->tls_cert || is_local(c->listen)) return TK_OK;
+    if (c->allow_plaintext && strcmp(c->allow_plaintext, "yes") == 0) return TK_OK;
+    return tk_fail(
+        diag, TK_BADARG,
+        "--listen is \"%s\", which other machines may reach, and tokens and images would "
+        "go there in clear text: give --tls-cert and --tls-key, or --allow-plaintext yes "
+        "if something else encrypts (a proxy, a tunnel)",
+        c->listen);
+}
+
 tk_err tk_config_parse(tk_config *c, int argc, char **argv, char *(*lookup)(const char *name),
                        tk_diag *diag)
 {
@@ -234,6 +290,8 @@ tk_err tk_config_parse(tk_config *c, int argc, char **argv, char *(*lookup)(cons
         err = from_argument(c, argv + i, argc - i, &used, diag);
     }
     if (err != TK_OK || c->help || c->version) return err;
+    err = check_transport(c, diag);
+    if (err != TK_OK) return err;
     return c->store ? TK_OK : default_store(c, lookup, diag);
 }
 
@@ -281,7 +339,8 @@ void tk_config_help(FILE *to)
           "      trunkd --store ./store &\n"
           "      trunkctl --token \"$(cat ./store/admin.token)\" tenant create alice\n\n"
           "  ResNet-18 at 64 px, on every interface, with two threads kept for other things:\n"
-          "      trunkd --listen 0.0.0.0:7700 --arch resnet18 --px 64 --threads 6\n\n"
+          "      trunkd --listen 0.0.0.0:7700 --tls-cert cert.pem --tls-key key.pem \\\n"
+          "             --arch resnet18 --px 64 --threads 6\n\n"
           "  In a script, on a free port:\n"
           "      trunkd --listen 127.0.0.1:0 --port-file port &\n\n"
           "EXIT STATUS\n\n"

@@ -11,6 +11,8 @@
 
 typedef struct tk_config {
     const char *store, *listen, *port_file;
+    const char *tls_cert, *tls_key, *tls_client_ca; /* NULL: plain text; no client certificates */
+    const char *tls_client, *allow_plaintext;       /* NULL: "required", "no" */
     const char *arch, *resize_mode; /* NULL: what the store says, or the default for a fresh one */
     uint64_t px, resize;            /* 0: the same */
     uint64_t threads, decode_threads, batch, queue;

@@ -324,10 +324,16 @@ static tk_err start_rpc(tk_server *s, tk_diag *diag)
                              .precision = c->precision};
     tk_err err = tk_api_create(&s->api, &api, diag);
     if (err != TK_OK) return err;
+    const bool optional = c->tls_client && strcmp(c->tls_client, "optional") == 0;
     tk_rpc_opts opts = {.address = c->listen,
+                        .tls = {.cert = c->tls_cert,
+                                .key = c->tls_key,
+                                .client_ca = c->tls_client_ca,
+                                .client_optional = optional},
                         .workers = RPC_WORKERS,
                         .max_connections = (unsigned)c->max_connections,
                         .authenticate = tk_api_authenticate,
+                        .tenant_named = tk_api_tenant_named,
                         .ctx = s->api,
                         .log = log_grpc};
     opts.methods = tk_api_methods(&opts.n_methods);
@@ -343,6 +349,9 @@ static tk_err announce(tk_server *s, tk_diag *diag)
     const int port = tk_server_port(s);
     tk_log(TK_LOG_INFO, "listening",
            (tk_log_field[]){tk_log_str("address", c->listen), tk_log_int("port", port),
+                            tk_log_str("tls", !c->tls_cert       ? "no"
+                                              : c->tls_client_ca ? "mutual"
+                                                                 : "yes"),
                             tk_log_str("isa", tk_isa_name()),
                             tk_log_int("threads", inference_threads(c)), tk_log_end()});
     if (!c->port_file) return TK_OK;

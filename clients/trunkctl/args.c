@@ -9,7 +9,7 @@
 
 #include "ctl.h"
 
-enum { FIRST_VALUE = 256, COMMON = 7 };
+enum { FIRST_VALUE = 256, COMMON = 12 };
 
 /* Options of every command; --help among them. */
 static void common_opts(tk__ctl *ctl, tk__opt out[COMMON])
@@ -20,6 +20,14 @@ static void common_opts(tk__ctl *ctl, tk__opt out[COMMON])
          "bearer token; other users see it in ps: rather --token-file"},
         {"token-file", 0, TK__TEXT, &ctl->token_file, "FILE",
          "the file whose first line is the token"},
+        {"tls", 0, TK__FLAG, &ctl->tls, NULL,
+         "encrypt, and trust servers that the system's certificates vouch for"},
+        {"tls-ca", 0, TK__TEXT, &ctl->tls_ca, "FILE", "the same, but with these certificates"},
+        {"tls-client-cert", 0, TK__TEXT, &ctl->tls_client_cert, "FILE",
+         "your own certificate; it may stand in for a token"},
+        {"tls-client-key", 0, TK__TEXT, &ctl->tls_client_key, "FILE", "its key"},
+        {"tls-name", 0, TK__TEXT, &ctl->tls_name, "NAME",
+         "the name in the server's certificate, where it is not the host of --server"},
         {"timeout", 0, TK__NUMBER, &ctl->timeout_ms, "MS",
          "give up on one answer after so many milliseconds"},
         {"json", 0, TK__FLAG, &ctl->json, NULL, "print JSON"},

@@ -29,6 +29,26 @@ static char *trim(char *text)
     return text;
 }
 
+/* Where the value of `name` goes; NULL: there is no such setting. */
+static char **field_of(tk__config *out, const char *name)
+{
+    const struct {
+        const char *name;
+        char **field;
+    } all[] = {
+        {"server", &out->server},
+        {"token", &out->token},
+        {"tls", &out->tls},
+        {"tls-ca", &out->tls_ca},
+        {"tls-client-cert", &out->tls_client_cert},
+        {"tls-client-key", &out->tls_client_key},
+        {"tls-name", &out->tls_name},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (strcmp(name, all[i].name) == 0) return all[i].field;
+    return NULL;
+}
+
 /* One line of the file. False: *why says what is wrong with it. */
 static bool take_line(tk__config *out, char *text, const char *path, unsigned line, char **why)
 {
@@ -36,13 +56,11 @@ static bool take_line(tk__config *out, char *text, const char *path, unsigned li
     if (*text == '\0' || *text == '#') return true;
     char *value = strchr(text, '=');
     if (value) *value++ = '\0';
-    const char *name = trim(text);
-    char **field = strcmp(name, "server") == 0  ? &out->server
-                   : strcmp(name, "token") == 0 ? &out->token
-                                                : NULL;
+    char **field = field_of(out, trim(text));
     if (!value || !field) {
-        *why =
-            tk__format("%s:%u: expected \"server = HOST:PORT\" or \"token = TOKEN\"", path, line);
+        *why = tk__format("%s:%u: expected \"server = HOST:PORT\", \"token = TOKEN\", "
+                          "\"tls = yes|no\", tls-ca, tls-client-cert, tls-client-key or tls-name",
+                          path, line);
         return false;
     }
     free(*field);
@@ -92,6 +110,11 @@ void tk__config_free(tk__config *config)
 {
     free(config->server);
     free(config->token);
+    free(config->tls);
+    free(config->tls_ca);
+    free(config->tls_client_cert);
+    free(config->tls_client_key);
+    free(config->tls_name);
     *config = (tk__config){0};
 }
 

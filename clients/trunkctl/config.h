@@ -9,11 +9,13 @@
 typedef struct tk__config {
     char *server; /* NULL: not set */
     char *token;
+    char *tls; /* "yes" or "no" */
+    char *tls_ca, *tls_client_cert, *tls_client_key, *tls_name;
 } tk__config;
 
-/* Reads `path` into *out: lines of "server = ..." and "token = ...", '#' begins a comment. A file
- * that is not there is an empty one. False, with a sentence in *why (free it), when others may read
- * it, or a line is neither. */
+/* Reads `path` into *out: lines of "server = ...", "token = ...", "tls = ..." and so on, '#' begins
+ * a comment. A file that is not there is an empty one. False, with a sentence in *why (free it),
+ * when others may read it, or a line is none of these. */
 bool tk__config_read(tk__config *out, const char *path, char **why);
 void tk__config_free(tk__config *config);
 /* $XDG_CONFIG_HOME/trunkd/config or ~/.config/trunkd/config; NULL when there is no home. Free it.

@@ -15,10 +15,13 @@ enum { TK__DONE = 0, TK__FAILED = 1, TK__USAGE = 2 };
 
 typedef struct tk__ctl {
     const char *server, *token,
-        *token_file;     /* from flags; NULL: environment, then the config file */
+        *token_file; /* from flags; NULL: environment, then the config file */
+    bool tls;        /* these five, too */
+    const char *tls_ca, *tls_client_cert, *tls_client_key, *tls_name;
     uint64_t timeout_ms; /* of one unary call */
     bool json, quiet, help;
     char *address;     /* where `client` points */
+    bool by_tls;       /* how */
     tk_client *client; /* opened by the first call */
 } tk__ctl;
 

@@ -192,6 +192,11 @@ static int overview(FILE *out)
           "TRUNKD_TOKEN_FILE)\n"
           "  ~/.config/trunkd/config                     mode 0600; lines: server = HOST:PORT, "
           "token = TOKEN\n\n"
+          "By TLS: --tls with the system's certificates, or --tls-ca FILE; your own certificate: "
+          "--tls-client-cert\n"
+          "and --tls-client-key. Each is a variable, too (TRUNKD_TLS=yes|no, TRUNKD_TLS_CA, ...), "
+          "and a line of the\n"
+          "config file (tls = yes|no, tls-ca = FILE, ...).\n\n"
           "trunkctl help COMMAND shows its options and examples. Exit codes: 0 done, 1 failed, 2 "
           "wrong usage.\n",
           out);

@@ -62,6 +62,15 @@ tk_err tk_api_authenticate(void *ctx, const char *token, size_t len, tk_identity
     return TK_OK;
 }
 
+tk_err tk_api_tenant_named(void *ctx, const char *name, tk_identity *out, tk_diag *diag)
+{
+    tk_api *api = ctx;
+    *out = (tk_identity){0};
+    const tk_err err = tk_store_tenant_live(api->o.store, name, &out->tenant, diag);
+    if (err == TK_OK) snprintf(out->name, sizeof out->name, "%s", name);
+    return err;
+}
+
 /* A cancel may come from the completion-queue thread while a worker still attaches the item. */
 void tk__stream_attach(tk_rpc_call *call, tk_pump_item *item)
 {

@@ -25,10 +25,12 @@ TK_MUST tk_err tk_api_create(tk_api **out, const tk_api_opts *opts, tk_diag *dia
 /* After the RPC server has stopped. NULL is fine. */
 void tk_api_destroy(tk_api *api);
 
-/* For tk_rpc_opts: the table, and the check of a bearer token. `ctx` is the tk_api. */
+/* For tk_rpc_opts: the table, the check of a bearer token, and the tenant that a client certificate
+ * names. `ctx` is the tk_api. */
 const tk_rpc_method *tk_api_methods(size_t *n);
 tk_err tk_api_authenticate(void *ctx, const char *token, size_t len, tk_identity *out,
                            tk_diag *diag);
+tk_err tk_api_tenant_named(void *ctx, const char *name, tk_identity *out, tk_diag *diag);
 
 /* The server is about to stop: streams that would go on (Watch) end with TK_BUSY and say how to go
  * on. */

@@ -71,16 +71,29 @@ typedef struct tk_rpc_method {
 typedef tk_err tk_rpc_authenticate(void *ctx, const char *token, size_t len, tk_identity *out,
                                    tk_diag *diag);
 
+/* The same for the tenant that a verified client certificate names. TK_NOTFOUND: there is none of
+ * that name, or it is shut out. */
+typedef tk_err tk_rpc_tenant_named(void *ctx, const char *name, tk_identity *out, tk_diag *diag);
+
+/* PEM files; they are read again when they have changed. */
+typedef struct tk_rpc_tls {
+    const char *cert, *key; /* the server's, with its chain; NULL: plain text */
+    const char *client_ca;  /* whose client certificates count; NULL: none are asked for */
+    bool client_optional;   /* a client may come without one */
+} tk_rpc_tls;
+
 typedef struct tk_rpc_opts {
-    const char *address;      /* "127.0.0.1:0", "unix:/path" */
+    const char *address; /* "127.0.0.1:0", "unix:/path" */
+    tk_rpc_tls tls;
     unsigned cq_threads;      /* 0: cores / 4, at least 1 */
     unsigned workers;         /* for TK_RPC_BLOCKING; 0: 4 */
     size_t max_message;       /* 0: 64 MiB; a larger one is RESOURCE_EXHAUSTED */
     size_t memory_quota;      /* of the gRPC core; 0: 256 MiB. Decoded messages may take twice it */
     unsigned max_connections; /* 0: 4096 */
     tk_rpc_authenticate *authenticate;
-    void *ctx;                    /* for authenticate, and tk_rpc_ctx() */
-    const tk_rpc_method *methods; /* borrowed until the server has stopped */
+    tk_rpc_tenant_named *tenant_named; /* NULL: certificates name nobody */
+    void *ctx;                         /* for both, and tk_rpc_ctx() */
+    const tk_rpc_method *methods;      /* borrowed until the server has stopped */
     size_t n_methods;
     /* Takes the gRPC core's error lines, rate limited; any thread. NULL: they are dropped. */
     void (*log)(const char *line);

@@ -49,15 +49,17 @@ static tk_err explain(const char *address, const char *core, tk_diag *diag)
     return tk_fail(diag, TK_IO, "cannot listen on %s: %.300s", address, core);
 }
 
-tk_err tk__rpc_bind(grpc_server *server, const char *address, int *port, tk_diag *diag)
+tk_err tk__rpc_bind(grpc_server *server, const char *address, tk__rpc_tls *tls, int *port,
+                    tk_diag *diag)
 {
     const char *path = unix_path(address);
     if (path && somebody_listens(path)) return explain(address, "Address already in use", diag);
     tk_diag core = {"not an address (expected HOST:PORT or unix:PATH)"};
     tk__rpc_log_capture(&core);
-    grpc_server_credentials *plain = grpc_insecure_server_credentials_create();
-    *port = grpc_server_add_http2_port(server, address, plain);
-    grpc_server_credentials_release(plain);
+    grpc_server_credentials *how =
+        tls ? tk__rpc_tls_credentials(tls) : grpc_insecure_server_credentials_create();
+    *port = grpc_server_add_http2_port(server, address, how);
+    grpc_server_credentials_release(how);
     tk__rpc_log_capture(NULL);
     if (*port == 0) return explain(address, core.text, diag);
     if (path && chmod(path, 0660) != 0)

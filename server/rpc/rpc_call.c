@@ -211,25 +211,69 @@ static const char *find_token(const grpc_metadata_array *metadata, size_t *len)
     return NULL;
 }
 
+/* The tenant of the connection's certificate; *owner stays zero where there is none. */
+static tk_err find_owner(const tk_rpc_call *call, tk_identity *owner, tk_diag *diag)
+{
+    const tk_rpc_opts *opts = &call->server->opts;
+    if (!tk__rpc_tls_verifies(call->server->tls) || !opts->tenant_named) return TK_OK;
+    tk__rpc_named named;
+    tk_err err = tk__rpc_tls_named(call->grpc, &named, diag);
+    if (err != TK_OK || !named.name[0]) return err;
+    err = opts->tenant_named(opts->ctx, named.name, owner, diag);
+    if (err != TK_NOTFOUND) return err;
+    *owner = (tk_identity){0};
+    if (!named.by_uri) return TK_OK; /* a common name that is nobody's here */
+    return tk_fail(diag, TK_UNAUTHENTICATED, "the client certificate's tenant is not known here");
+}
+
+static bool is_there(const grpc_metadata_array *metadata, const char *key)
+{
+    for (size_t i = 0; i < metadata->count; i++)
+        if (grpc_slice_str_cmp(metadata->metadata[i].key, key) == 0) return true;
+    return false;
+}
+
+/* Who calls: by token, by certificate, or by both, which must agree. */
+static tk_err identify(tk_rpc_call *call, const grpc_metadata_array *metadata, tk_diag *diag)
+{
+    const tk_rpc_opts *opts = &call->server->opts;
+    tk_identity owner = {0};
+    tk_err err = find_owner(call, &owner, diag);
+    if (err != TK_OK) return err;
+    if (owner.tenant && !is_there(metadata, "authorization")) {
+        call->identity = owner;
+        call->by_certificate = true;
+        return TK_OK;
+    }
+    size_t len = 0;
+    const char *token = find_token(metadata, &len);
+    if (!token)
+        return tk_fail(
+            diag, TK_UNAUTHENTICATED,
+            "no token: the call needs the header \"authorization: Bearer TOKEN\"%s",
+            tk__rpc_tls_verifies(call->server->tls) ? ", or a client certificate of a tenant" : "");
+    tk_fail(diag, TK_UNAUTHENTICATED,
+            "the token is not valid here (expected \"authorization: Bearer TOKEN\")");
+    if (!opts->authenticate) return TK_UNAUTHENTICATED;
+    err = opts->authenticate(opts->ctx, token, len, &call->identity, diag);
+    if (err != TK_OK || !owner.tenant) return err;
+    if (!call->identity.admin && call->identity.tenant == owner.tenant) return TK_OK;
+    call->identity = (tk_identity){0};
+    return tk_fail(diag, TK_UNAUTHENTICATED,
+                   "the token is not one of the tenant that the client certificate names");
+}
+
 /* Who calls, and whether this method is for them. */
 static tk_err admit(tk_rpc_call *call, const grpc_metadata_array *metadata, tk_diag *diag)
 {
     const tk_rpc_method *method = call->method;
-    const tk_rpc_opts *opts = &call->server->opts;
     if (method->flags & TK_RPC_PUBLIC) return TK_OK;
-    size_t len = 0;
-    const char *token = find_token(metadata, &len);
-    if (!token)
-        return tk_fail(diag, TK_UNAUTHENTICATED,
-                       "no token: the call needs the header \"authorization: Bearer TOKEN\"");
-    tk_fail(diag, TK_UNAUTHENTICATED,
-            "the token is not valid here (expected \"authorization: Bearer TOKEN\")");
-    if (!opts->authenticate) return TK_UNAUTHENTICATED;
-    tk_err err = opts->authenticate(opts->ctx, token, len, &call->identity, diag);
+    const tk_err err = identify(call, metadata, diag);
     if (err != TK_OK) return err;
     if ((method->flags & TK_RPC_ADMIN) && !call->identity.admin)
-        return tk_fail(diag, TK_DENIED, "%s is for admins, and this is a tenant's token (%s)",
-                       method->path, call->identity.name);
+        return tk_fail(diag, TK_DENIED, "%s is for admins, and this is a tenant's %s (%s)",
+                       method->path, call->by_certificate ? "certificate" : "token",
+                       call->identity.name);
     if ((method->flags & TK_RPC_TENANT) && call->identity.admin)
         return tk_fail(diag, TK_DENIED, "%s is for tenants, and this is an admin's token",
                        method->path);

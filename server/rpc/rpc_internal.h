@@ -23,6 +23,7 @@
 
 #include "rpc/rpc.h"
 #include "rpc/rpc_arena.h"
+#include "rpc/rpc_tls.h"
 
 enum {
     TK__RPC_QUEUE = 8,             /* messages of a server stream that wait or are under way */
@@ -81,7 +82,8 @@ struct tk_rpc_call {
     grpc_call *grpc;
     const tk_rpc_method *method; /* NULL until the path is known to be one */
     tk_identity identity;
-    char *peer; /* gpr's */
+    bool by_certificate; /* `identity` is a certificate's, and there is no token */
+    char *peer;          /* gpr's */
     int64_t deadline_ns;
     atomic_uint refs;
     atomic_bool cancelled;
@@ -123,11 +125,12 @@ typedef struct tk__rpc_workers {
 typedef struct tk__rpc_health tk__rpc_health;
 
 struct tk_rpc_server {
-    tk_rpc_opts opts;              /* with defaults filled in; `address` is not kept */
+    tk_rpc_opts opts;              /* with defaults filled in; `address`, `tls` are not kept */
     const tk_rpc_method **methods; /* all, sorted by path */
     size_t n_methods;
     grpc_server *grpc;
     grpc_resource_quota *quota;
+    tk__rpc_tls *tls; /* NULL: plain text */
     int port;
     tk__rpc_cq *queues;
     tk__rpc_workers workers;
@@ -191,8 +194,9 @@ void tk__rpc_health_set(tk__rpc_health *health, bool serving);
 void tk__rpc_health_stop(tk__rpc_health *health);
 
 /* -- rpc_address.c -- */
-/* Binds and listens; *port is 1 for a unix socket. */
-TK_MUST tk_err tk__rpc_bind(grpc_server *server, const char *address, int *port, tk_diag *diag);
+/* Binds and listens; `tls` may be NULL; *port is 1 for a unix socket. */
+TK_MUST tk_err tk__rpc_bind(grpc_server *server, const char *address, tk__rpc_tls *tls, int *port,
+                            tk_diag *diag);
 
 /* -- rpc_log.c -- */
 /* From now on the core's error lines go to `sink` (NULL: nowhere), at most a few in ten seconds.

@@ -228,6 +228,7 @@ static tk_rpc_opts with_defaults(const tk_rpc_opts *opts)
     if (o.memory_quota == 0) o.memory_quota = (size_t)256 << 20;
     if (o.max_connections == 0) o.max_connections = 4096;
     o.address = NULL;
+    o.tls = (tk_rpc_tls){0};
     return o;
 }
 
@@ -272,7 +273,9 @@ tk_err tk_rpc_server_start(tk_rpc_server **out, const tk_rpc_opts *opts, tk_diag
     if (err == TK_OK) err = create_queues(server);
     if (err != TK_OK) tk_fail(diag, err, "no memory for the RPC server");
     if (err == TK_OK) err = tk__rpc_workers_start(&server->workers, server->opts.workers, diag);
-    if (err == TK_OK) err = tk__rpc_bind(server->grpc, opts->address, &server->port, diag);
+    if (err == TK_OK && opts->tls.cert) err = tk__rpc_tls_create(&server->tls, &opts->tls, diag);
+    if (err == TK_OK)
+        err = tk__rpc_bind(server->grpc, opts->address, server->tls, &server->port, diag);
     if (err == TK_OK) err = run(server, diag);
     if (err == TK_OK)
         *out = server;
@@ -306,9 +309,10 @@ static struct timespec in_ms(unsigned ms)
     return t;
 }
 
-/* Waits until the last call is over, `grace_ms` at most. A call whose headers came in the very moment of
- * the stop may wait in the core for a request that will not be asked for any more (1.51 looks at its
- * shutdown flag before it queues the call, not after): when only such are left, a moment is enough. */
+/* Waits until the last call is over, `grace_ms` at most. A call whose headers came in the very
+ * moment of the stop may wait in the core for a request that will not be asked for any more (1.51
+ * looks at its shutdown flag before it queues the call, not after): when only such are left, a
+ * moment is enough. */
 static void wait_for_calls(tk_rpc_server *server, unsigned grace_ms)
 {
     enum { MOMENT_MS = 500 };
@@ -359,6 +363,7 @@ void tk_rpc_server_stop(tk_rpc_server *server, unsigned grace_ms)
     }
     tk__rpc_workers_stop(&server->workers);
     grpc_server_destroy(server->grpc);
+    tk__rpc_tls_destroy(server->tls);
     grpc_resource_quota_unref(server->quota);
     tk__rpc_health_destroy(server->health);
     tk_free(server->queues);

@@ -17,9 +17,9 @@
  * does not exist.
  *
  * Threads. Every function may be called from any thread. One SQLite connection stands behind one
- * mutex, so all but tk_store_authenticate may wait for the disk: not on a completion-queue thread.
- * Hashing and copying of big files happens outside that mutex. Lists are copies; free them with
- * their _fini. On failure an out parameter is zero and needs no _fini. */
+ * mutex, so all but tk_store_authenticate and tk_store_tenant_live may wait for the disk: not on a
+ * completion-queue thread. Hashing and copying of big files happens outside that mutex. Lists are
+ * copies; free them with their _fini. On failure an out parameter is zero and needs no _fini. */
 #ifndef SERVER_STORE_STORE_H
 #define SERVER_STORE_STORE_H
 
@@ -146,6 +146,11 @@ typedef struct tk_principal {
  * token that is unknown, malformed or revoked, all with one sentence. */
 TK_MUST tk_err tk_store_authenticate(tk_store *store, const char *token, size_t len,
                                      tk_principal *out, tk_diag *diag);
+
+/* The tenant of this name, if it has a live token: one without is shut out (revoked, or about to
+ * leave). Memory only, like tk_store_authenticate. TK_NOTFOUND, *tenant 0. */
+TK_MUST tk_err tk_store_tenant_live(tk_store *store, const char *name, int64_t *tenant,
+                                    tk_diag *diag);
 
 /* -- the trunk that a fresh store will train -- */
 

@@ -19,7 +19,9 @@ typedef struct tk_token_entry {
 /* Live tokens by hash: open addressing, never more than half full. */
 typedef struct tk_token_index {
     tk_token_entry *slots;
-    size_t cap, n; /* cap is a power of two */
+    size_t cap, n;                /* cap is a power of two */
+    const tk_principal **by_name; /* those of tenants, into `slots` */
+    size_t n_names;
 } tk_token_index;
 
 /* An object that no collection may take. */

@@ -4,6 +4,7 @@
  * The mirror is found by hash: whoever guesses tokens cannot steer SHA-256, so the probing tells
  * nothing about the secret, and the match itself is compared in constant time. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <openssl/crypto.h>
@@ -64,6 +65,32 @@ static tk_err add(tk_token_index *index, const tk_token_entry *entry, tk_diag *d
     return TK_OK;
 }
 
+static void index_fini(tk_token_index *index)
+{
+    tk_free(index->slots);
+    tk_free(index->by_name);
+    *index = (tk_token_index){0};
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    const tk_principal *const *x = a, *const *y = b;
+    return strcmp((*x)->name, (*y)->name);
+}
+
+/* A tenant with several tokens is there several times, which no search minds. */
+static tk_err sort_names(tk_token_index *index, tk_diag *diag)
+{
+    index->by_name = tk_calloc(index->n + 1, sizeof *index->by_name);
+    if (!index->by_name) return no_memory(diag);
+    for (size_t i = 0; i < index->cap; i++) {
+        const tk_principal *who = &index->slots[i].who;
+        if (who->token_id[0] && !who->admin) index->by_name[index->n_names++] = who;
+    }
+    qsort(index->by_name, index->n_names, sizeof *index->by_name, compare_names);
+    return TK_OK;
+}
+
 /* All live tokens, from the records. */
 static tk_err read_index_locked(tk_store *store, tk_token_index *out, tk_diag *diag)
 {
@@ -86,10 +113,8 @@ static tk_err read_index_locked(tk_store *store, tk_token_index *out, tk_diag *d
         err = add(out, &entry, diag);
     }
     err = tk__rows_close(&rows, err, diag);
-    if (err != TK_OK) {
-        tk_free(out->slots);
-        *out = (tk_token_index){0};
-    }
+    if (err == TK_OK) err = sort_names(out, diag);
+    if (err != TK_OK) index_fini(out);
     return err;
 }
 
@@ -108,7 +133,7 @@ tk_err tk__store_end_with_tokens(tk_store *store, tk_err err, tk_diag *diag)
         index = old;
     }
     (void)pthread_mutex_unlock(&store->lock);
-    tk_free(index.slots);
+    index_fini(&index);
     return err;
 }
 
@@ -135,10 +160,29 @@ tk_err tk_store_authenticate(tk_store *store, const char *token, size_t len, tk_
     return tk_fail(diag, TK_UNAUTHENTICATED, "token: unknown or revoked");
 }
 
+tk_err tk_store_tenant_live(tk_store *store, const char *name, int64_t *tenant, tk_diag *diag)
+{
+    tk_principal wanted = {0};
+    const tk_principal *key = &wanted;
+    *tenant = 0;
+    if (strlen(name) < sizeof wanted.name) {
+        (void)snprintf(wanted.name, sizeof wanted.name, "%s", name);
+        (void)pthread_rwlock_rdlock(&store->tokens_lock);
+        const tk_token_index *index = &store->tokens;
+        const tk_principal *const *found = index->n_names
+                                               ? bsearch(&key, index->by_name, index->n_names,
+                                                         sizeof *index->by_name, compare_names)
+                                               : NULL;
+        if (found) *tenant = (*found)->tenant;
+        (void)pthread_rwlock_unlock(&store->tokens_lock);
+    }
+    if (*tenant) return TK_OK;
+    return tk_fail(diag, TK_NOTFOUND, "tenant: there is none of that name with a live token");
+}
+
 void tk__tokens_fini(tk_store *store)
 {
-    tk_free(store->tokens.slots);
-    store->tokens = (tk_token_index){0};
+    index_fini(&store->tokens);
 }
 
 /* -- making tokens -- */

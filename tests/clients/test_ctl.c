@@ -168,6 +168,16 @@ static void config_of_mode_0600_is_read(void **state)
     assert_string_equal(config.server, "example:7700");
     assert_string_equal(config.token, "abc=def");
     tk__config_free(&config);
+    write_file(p->file,
+               "tls = yes\ntls-ca = /a b.pem\ntls-client-cert=c\ntls-client-key=k\ntls-name=n\n",
+               0600);
+    assert_true(tk__config_read(&config, p->file, &why));
+    assert_string_equal(config.tls, "yes");
+    assert_string_equal(config.tls_ca, "/a b.pem");
+    assert_string_equal(config.tls_client_cert, "c");
+    assert_string_equal(config.tls_client_key, "k");
+    assert_string_equal(config.tls_name, "n");
+    tk__config_free(&config);
     write_file(p->file, "", 0400);
     assert_true(tk__config_read(&config, p->file, &why));
     assert_null(config.token);

@@ -117,6 +117,56 @@ static void a_bad_value_is_named_with_what_is_allowed(void **state)
     assert_non_null(strstr(diag.text, "\"stray\""));
 }
 
+static void plain_text_stays_on_this_machine(void **state)
+{
+    (void)state;
+    static const char *const fine[] = {"127.0.0.1:0",   "127.9.9.9:7700", "[::1]:7700",
+                                       "localhost:700", "unix:/run/x",    "unix-abstract:x"};
+    static const char *const open[] = {
+        "0.0.0.0:7700", "[::]:7700",      ":7700",       "10.0.0.1:7700",      "example.org:7700",
+        "127.1:7700",   "127.0.0.1.x:77", "[::2]:7700",  "ipv4:127.0.0.1:770", "localhost.x:7700",
+        "*:7700",       "dns:localhost",  "UNIX:/run/x", "[127.0.0.1]:7700",   "::1:7700",
+    };
+    tk_config c;
+    tk_diag diag;
+    for (size_t i = 0; i < sizeof fine / sizeof *fine; i++)
+        assert_int_equal(parse(&c, &diag, "--listen", fine[i]), TK_OK);
+    for (size_t i = 0; i < sizeof open / sizeof *open; i++) {
+        diag.text[0] = '\0';
+        if (parse(&c, &diag, "--listen", open[i]) != TK_BADARG) fail_msg("%s is taken", open[i]);
+        assert_non_null(strstr(diag.text, open[i]));
+        assert_non_null(strstr(diag.text, "--tls-cert")); /* the two ways out */
+        assert_non_null(strstr(diag.text, "--allow-plaintext"));
+        char listen[64];
+        snprintf(listen, sizeof listen, "--listen=%s", open[i]);
+        assert_int_equal(parse(&c, &diag, listen, "--allow-plaintext=yes"), TK_OK);
+        assert_int_equal(parse(&c, &diag, listen, "--allow-plaintext=no"), TK_BADARG);
+        assert_int_equal(parse(&c, &diag, listen, "--help"), TK_OK);
+    }
+}
+
+static void flags_of_tls_belong_together(void **state)
+{
+    (void)state;
+    static const char *const bad[][3] = {
+        {"--tls-cert=c", NULL, "without --tls-key"},
+        {"--tls-key=k", NULL, "without --tls-cert"},
+        {"--tls-client-ca=a", NULL, "without --tls-cert and --tls-key"},
+        {"--tls-client=required", NULL, "no --tls-client-ca"},
+        {"--tls-client=maybe", NULL, "required|optional"},
+        {"--allow-plaintext=", NULL, "yes|no"},
+    };
+    tk_config c;
+    tk_diag diag;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(parse(&c, &diag, bad[i][0], bad[i][1]), TK_BADARG);
+        assert_non_null(strstr(diag.text, bad[i][2]));
+    }
+    assert_int_equal(parse(&c, &diag, "--tls-cert=c", "--tls-key=k"), TK_OK);
+    assert_string_equal(c.tls_cert, "c");
+    assert_string_equal(c.tls_key, "k");
+}
+
 /* Logs to a pipe in place of standard error and reads the line back. */
 static void logged(bool json, const char *value, char *out, size_t size)
 {
@@ -177,6 +227,8 @@ int main(void)
         cmocka_unit_test(a_tenants_limits_are_off_or_given),
         cmocka_unit_test(sizes_take_units),
         cmocka_unit_test(a_bad_value_is_named_with_what_is_allowed),
+        cmocka_unit_test(plain_text_stays_on_this_machine),
+        cmocka_unit_test(flags_of_tls_belong_together),
         cmocka_unit_test(a_value_cannot_forge_a_line_or_a_field),
         cmocka_unit_test(json_lines_are_json_whatever_the_value),
     };

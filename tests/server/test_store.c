@@ -138,6 +138,43 @@ static void a_revoked_token_is_dead_at_once_and_after_a_restart(void **state)
     fixture_close(&f);
 }
 
+/* What a client certificate names. */
+static void a_tenant_without_a_live_token_is_shut_out(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    store_fixture f;
+    tk_token second;
+    int64_t tenant;
+    fixture_open(&f, NULL);
+    assert_ok(tk_store_token_issue(f.store, "alice", &second, &diag));
+    assert_ok(tk_store_tenant_live(f.store, "alice", &tenant, &diag));
+    assert_int_equal(tenant, f.alice);
+    assert_ok(tk_store_tenant_live(f.store, "bob", &tenant, &diag));
+    assert_int_equal(tenant, f.bob);
+    const char *const unknown[] = {"", "alic", "alice2", "ALICE", "zoe"};
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
+        assert_int_equal(tk_store_tenant_live(f.store, unknown[i], &tenant, &diag), TK_NOTFOUND);
+        assert_int_equal(tenant, 0);
+    }
+    char longest[200];
+    memset(longest, 'a', sizeof longest - 1);
+    longest[sizeof longest - 1] = '\0';
+    assert_int_equal(tk_store_tenant_live(f.store, longest, &tenant, &diag), TK_NOTFOUND);
+
+    assert_ok(tk_store_token_revoke(f.store, f.alice_token.id, &diag));
+    assert_ok(tk_store_tenant_live(f.store, "alice", &tenant, &diag));
+    assert_ok(tk_store_token_revoke(f.store, second.id, &diag));
+    assert_int_equal(tk_store_tenant_live(f.store, "alice", &tenant, &diag), TK_NOTFOUND);
+    fixture_reopen(&f, NULL);
+    assert_int_equal(tk_store_tenant_live(f.store, "alice", &tenant, &diag), TK_NOTFOUND);
+    assert_ok(tk_store_tenant_shut_out(f.store, f.bob, &diag));
+    assert_int_equal(tk_store_tenant_live(f.store, "bob", &tenant, &diag), TK_NOTFOUND);
+    assert_ok(tk_store_token_issue(f.store, "alice", &second, &diag));
+    assert_ok(tk_store_tenant_live(f.store, "alice", &tenant, &diag));
+    fixture_close(&f);
+}
+
 static void the_last_admin_token_cannot_be_revoked(void **state)
 {
     (void)state;
@@ -752,6 +789,7 @@ int main(void)
         cmocka_unit_test(names_follow_the_rule),
         cmocka_unit_test(tenants_have_unique_names_and_their_own_tokens),
         cmocka_unit_test(a_revoked_token_is_dead_at_once_and_after_a_restart),
+        cmocka_unit_test(a_tenant_without_a_live_token_is_shut_out),
         cmocka_unit_test(the_last_admin_token_cannot_be_revoked),
         cmocka_unit_test(authentication_goes_on_while_tokens_come_and_go),
         cmocka_unit_test(a_data_set_comes_back_as_it_went_in),
