@@ -1,5 +1,5 @@
-/* A google.protobuf.FileDescriptorSet of every file of proto/, packed: each file after those that it
- * imports. Made by protoc-c at build time. */
+/* A google.protobuf.FileDescriptorSet of every file of proto/, packed: each file after those that
+ * it imports. Made by protoc-c at build time. */
 #ifndef PROTO_DESCRIPTORS_H
 #define PROTO_DESCRIPTORS_H
 

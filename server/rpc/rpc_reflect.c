@@ -144,7 +144,7 @@ static void index_parts(tk__rpc_reflect *r, size_t file, element kind, span s, c
     span body;
     for (unsigned number; (number = next_field(&s, &body)) != 0;) {
         const struct part *part = find_part(kind, number);
-        if (!part || part->kind == IN_FILE) continue;
+        if (!part) continue;
         const char *outer = kind == ENUM ? around : scope;
         char *name = full_name(outer, find_field(body, 1));
         if (!name) {
