@@ -10,6 +10,7 @@ packages=(
     libopenblas-serial-dev                       # eigenvectors; the peer of tests/bench/linear_bench
     libpng-dev libjpeg62-turbo-dev               # images in
     libcmocka-dev                                # tests
+    python3-grpcio python3-protobuf              # tests: a foreign client
     xz-utils                                     # the demo's photographs
 )
 

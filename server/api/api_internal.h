@@ -153,6 +153,16 @@ void tk__import_end(tk_rpc_call *call);
 void tk__import_free(tk_rpc_call *call);
 void tk__admin_export(tk_rpc_call *call, const ProtobufCMessage *in);
 
+void tk__oip_server_live(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__oip_server_ready(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__oip_server_metadata(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__oip_model_ready(tk_rpc_call *call, const ProtobufCMessage *message);
+void tk__oip_model_metadata(tk_rpc_call *call, const ProtobufCMessage *message);
+void tk__oip_model_config(tk_rpc_call *call, const ProtobufCMessage *message);
+void tk__oip_model_infer(tk_rpc_call *call, const ProtobufCMessage *message);
+void tk__oip_model_stream_infer(tk_rpc_call *call, const ProtobufCMessage *message);
+void tk__oip_repository_index(tk_rpc_call *call, const ProtobufCMessage *message);
+
 /* Streams moved on by the pump: the call's user is the tk_pump_item. The item is added to the pump,
  * and holds the call (tk_rpc_ref) until its last step. */
 void tk__stream_attach(tk_rpc_call *call, tk_pump_item *item);

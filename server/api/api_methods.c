@@ -1,8 +1,10 @@
 /* The table of methods: path, kind, who may call, where its callbacks run, and the handler. */
 #include "api/api_internal.h"
+#include "inference/open_inference_grpc.pb-c.h"
 
 #define PB(name)                                                                                   \
     trunkd__v1__##name##__descriptor /* generated names: only the preprocessor can join them */
+#define OIP(name) inference__##name##__descriptor
 
 enum { ANYONE = 0, DISK = TK_RPC_BLOCKING };
 
@@ -212,6 +214,71 @@ static const tk_rpc_method methods[] = {
      .on_writable = tk__stream_wake,
      .on_cancel = tk__stream_wake,
      .on_free = tk__stream_free},
+
+    {.path = "/inference.GRPCInferenceService/ServerLive",
+     .kind = TK_RPC_UNARY,
+     .flags = TK_RPC_PUBLIC,
+     .max_request = TK_API_SMALL,
+     .in = &OIP(server_live_request),
+     .out = &OIP(server_live_response),
+     .on_msg = tk__oip_server_live},
+    {.path = "/inference.GRPCInferenceService/ServerReady",
+     .kind = TK_RPC_UNARY,
+     .flags = TK_RPC_PUBLIC,
+     .max_request = TK_API_SMALL,
+     .in = &OIP(server_ready_request),
+     .out = &OIP(server_ready_response),
+     .on_msg = tk__oip_server_ready},
+    {.path = "/inference.GRPCInferenceService/ServerMetadata",
+     .kind = TK_RPC_UNARY,
+     .flags = ANYONE,
+     .max_request = TK_API_SMALL,
+     .in = &OIP(server_metadata_request),
+     .out = &OIP(server_metadata_response),
+     .on_msg = tk__oip_server_metadata},
+    {.path = "/inference.GRPCInferenceService/ModelReady",
+     .kind = TK_RPC_UNARY,
+     .flags = ANYONE,
+     .max_request = TK_API_SMALL,
+     .in = &OIP(model_ready_request),
+     .out = &OIP(model_ready_response),
+     .on_msg = tk__oip_model_ready},
+    {.path = "/inference.GRPCInferenceService/ModelMetadata",
+     .kind = TK_RPC_UNARY,
+     .flags = ANYONE,
+     .max_request = TK_API_SMALL,
+     .in = &OIP(model_metadata_request),
+     .out = &OIP(model_metadata_response),
+     .on_msg = tk__oip_model_metadata},
+    {.path = "/inference.GRPCInferenceService/ModelConfig",
+     .kind = TK_RPC_UNARY,
+     .flags = ANYONE,
+     .max_request = TK_API_SMALL,
+     .in = &OIP(model_config_request),
+     .out = &OIP(model_config_response),
+     .on_msg = tk__oip_model_config},
+    {.path = "/inference.GRPCInferenceService/RepositoryIndex",
+     .kind = TK_RPC_UNARY,
+     .flags = ANYONE,
+     .max_request = TK_API_SMALL,
+     .in = &OIP(repository_index_request),
+     .out = &OIP(repository_index_response),
+     .on_msg = tk__oip_repository_index},
+    {.path = "/inference.GRPCInferenceService/ModelInfer",
+     .kind = TK_RPC_UNARY,
+     .flags = TK_RPC_TENANT,
+     .max_request = TK_API_MESSAGE_MAX,
+     .in = &OIP(model_infer_request),
+     .out = &OIP(model_infer_response),
+     .on_msg = tk__oip_model_infer},
+    {.path = "/inference.GRPCInferenceService/ModelStreamInfer",
+     .kind = TK_RPC_BIDI_STREAM,
+     .flags = TK_RPC_TENANT,
+     .max_request = TK_API_MESSAGE_MAX,
+     .in = &OIP(model_infer_request),
+     .out = &OIP(model_stream_infer_response),
+     .on_msg = tk__oip_model_stream_infer,
+     .on_end = tk_rpc_finish},
 };
 
 const tk_rpc_method *tk_api_methods(size_t *n)

@@ -31,6 +31,7 @@ typedef enum tk_rpc_kind {
     TK_RPC_UNARY,
     TK_RPC_CLIENT_STREAM,
     TK_RPC_SERVER_STREAM,
+    TK_RPC_BIDI_STREAM, /* a message is read when the one before is answered: tk_rpc_next */
 } tk_rpc_kind;
 
 enum {
@@ -55,10 +56,12 @@ typedef struct tk_rpc_method {
     const ProtobufCMessageDescriptor *in, *out;
     void (*on_start)(tk_rpc_call *call); /* client stream: before the first message; may be NULL */
     /* One request message, valid until the callback returns (a unary or server-stream call's: until
-     * on_free). Unary and server-stream methods get exactly one. */
+     * on_free; a bidirectional one's: until tk_rpc_next). Unary and server-stream methods get
+     * exactly one. */
     void (*on_msg)(tk_rpc_call *call, const ProtobufCMessage *in);
-    void (*on_end)(tk_rpc_call *call); /* client stream: half-closed; reply here */
-    /* Server stream: messages went out since the last time, so there is room again; may be NULL. */
+    void (*on_end)(tk_rpc_call *call); /* half-closed: reply here; bidirectional: finish */
+    /* Server or bidirectional stream: messages went out since the last time, so there is room
+     * again; may be NULL. */
     void (*on_writable)(tk_rpc_call *call);
     /* Cancelled, deadline passed, peer gone, or a later message of a client stream was refused; at
      * most once, and not after reply, finish or fail. May be NULL. */
@@ -99,8 +102,9 @@ typedef struct tk_rpc_opts {
     void (*log)(const char *line);
 } tk_rpc_opts;
 
-/* Binds and starts; health says NOT_SERVING until tk_rpc_server_set_serving. grpc.health.v1 is
- * added by itself. SIGPIPE and handled signals must be blocked before, and RLIMIT_NOFILE raised. */
+/* Binds and starts; health says NOT_SERVING until tk_rpc_server_set_serving. grpc.health.v1 and
+ * grpc.reflection are added by themselves. SIGPIPE and handled signals must be blocked before, and
+ * RLIMIT_NOFILE raised. */
 TK_MUST tk_err tk_rpc_server_start(tk_rpc_server **out, const tk_rpc_opts *opts, tk_diag *diag);
 int tk_rpc_server_port(const tk_rpc_server *server);
 /* What grpc.health.v1 answers for "" and every service. Any thread. */
@@ -127,10 +131,15 @@ void tk_rpc_unref(tk_rpc_call *call);
 /* Ends the call with a message (unary, client stream). The message is packed before the function
  * returns. */
 void tk_rpc_reply(tk_rpc_call *call, const ProtobufCMessage *out);
-/* Queues one message of a server stream; false when the queue (8) is full or the call is over: try
- * again in on_writable. */
+/* Queues one message of a server or bidirectional stream; false when the queue (8) is full or the
+ * call is over: try again in on_writable. */
 bool tk_rpc_send(tk_rpc_call *call, const ProtobufCMessage *out);
-/* Ends a server stream well, after what is queued. */
+/* Bidirectional stream: the message is dealt with and dies; asks for the next one, or on_end. Owed
+ * once for each on_msg, inside it or later, unless the call is over. Waits until there is room to
+ * send, so that a method with one answer to each message never finds the queue full: a client that
+ * does not read is held back. */
+void tk_rpc_next(tk_rpc_call *call);
+/* Ends a server or bidirectional stream well, after what is queued. */
 void tk_rpc_finish(tk_rpc_call *call);
 /* Ends the call with a status (status.c maps tk_err to gRPC codes) and a sentence. Only the first
  * of reply, finish, fail counts. */

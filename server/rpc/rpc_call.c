@@ -79,13 +79,34 @@ static bool is_over(tk_rpc_call *call)
     return over;
 }
 
-static void receive(tk_rpc_call *call)
+static bool streams_in(const tk_rpc_call *call)
+{
+    return call->method->kind == TK_RPC_CLIENT_STREAM || call->method->kind == TK_RPC_BIDI_STREAM;
+}
+
+void tk__rpc_receive(tk_rpc_call *call)
 {
     if (is_over(call)) return;
     const grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &call->in};
+    const bool bidi = call->method->kind == TK_RPC_BIDI_STREAM;
     tk_rpc_ref(call);
-    if (grpc_call_start_batch(call->grpc, &op, 1, &call->received, NULL) != GRPC_CALL_OK)
+    if (bidi && !tk__rpc_idle_add(call)) {
+        tk__rpc_end(call, GRPC_STATUS_UNAVAILABLE, "the server is shutting down");
         tk_rpc_unref(call);
+    } else if (grpc_call_start_batch(call->grpc, &op, 1, &call->received, NULL) != GRPC_CALL_OK) {
+        if (bidi) tk__rpc_idle_remove(call);
+        tk_rpc_unref(call);
+    }
+}
+
+void tk_rpc_next(tk_rpc_call *call)
+{
+    tk__rpc_arena_fini(&call->message);
+    pthread_mutex_lock(&call->lock);
+    const bool room = call->queued + call->sending < TK__RPC_QUEUE;
+    call->wants_next = !room; /* tk__rpc_on_sent goes on */
+    pthread_mutex_unlock(&call->lock);
+    if (room) tk__rpc_receive(call);
 }
 
 /* To the method, a message that cannot be taken is the same as a cancel. */
@@ -119,7 +140,7 @@ static void do_message(tk_rpc_call *call, tk__rpc_scratch *scratch)
     tk__rpc_arena_fini(&call->message);
     /* Only now: a client that sends faster than on_msg takes is held back by HTTP/2's flow control.
      */
-    receive(call);
+    tk__rpc_receive(call);
 }
 
 void tk__rpc_call_do(tk_rpc_call *call, unsigned what, tk__rpc_scratch *scratch)
@@ -127,7 +148,7 @@ void tk__rpc_call_do(tk_rpc_call *call, unsigned what, tk__rpc_scratch *scratch)
     switch (what) {
     case TK__DO_START:
         if (call->method->on_start && enter(call)) call->method->on_start(call);
-        receive(call);
+        tk__rpc_receive(call);
         break;
     case TK__DO_MSG:
         do_message(call, scratch);
@@ -179,10 +200,11 @@ static void on_received(void *self, bool ok)
     pthread_mutex_lock(&call->lock); /* after the thread that asked for the message */
     const bool got = call->in != NULL;
     pthread_mutex_unlock(&call->lock);
+    if (call->method->kind == TK_RPC_BIDI_STREAM) tk__rpc_idle_remove(call);
     if (got) {
         tk__rpc_call_schedule(call, TK__DO_MSG);
     } else if (!grpc_call_failed_before_recv_message(call->grpc)) { /* else `closed` tells */
-        if (call->method->kind == TK_RPC_CLIENT_STREAM)
+        if (streams_in(call))
             tk__rpc_call_schedule(call, TK__DO_END);
         else
             tk__rpc_end(call, GRPC_STATUS_INVALID_ARGUMENT, "the request has no message");
@@ -315,7 +337,7 @@ static void begin(tk_rpc_call *call, const grpc_call_details *details,
     else if (call->method->on_start)
         tk__rpc_call_schedule(call, TK__DO_START);
     else
-        receive(call);
+        tk__rpc_receive(call);
 }
 
 static int64_t deadline_of(const grpc_call_details *details)

@@ -9,9 +9,9 @@
  *
  * Locks: tk_rpc_call.lock and the workers' and the server's lock are leaves; none is held across a
  * callback or a call into the core. The health list's lock is taken before a call's, and is held
- * while its watchers are told. What the core hands over from thread to thread is ordered by the
- * core's own locks; where a sanitizer cannot see that, the call's lock is taken once more, and the
- * place says so. */
+ * while its watchers are told; so is that of idle streams while they are ended. What the core hands
+ * over from thread to thread is ordered by the core's own locks; where a sanitizer cannot see that,
+ * the call's lock is taken once more, and the place says so. */
 #ifndef SERVER_RPC_INTERNAL_H
 #define SERVER_RPC_INTERNAL_H
 
@@ -26,7 +26,7 @@
 #include "rpc/rpc_tls.h"
 
 enum {
-    TK__RPC_QUEUE = 8,             /* messages of a server stream that wait or are under way */
+    TK__RPC_QUEUE = 8,             /* messages of a stream that wait or are under way */
     TK__RPC_SLOTS = 16,            /* new calls armed on each completion queue */
     TK__RPC_MAX_CALLS = 10000,     /* alive at once */
     TK__RPC_MAX_METADATA = 8192,   /* bytes of a call's headers */
@@ -101,15 +101,17 @@ struct tk_rpc_call {
     bool begun;                        /* lock; a callback has run, so on_free is owed */
     bool over;                         /* lock; the status is decided, or the call cancelled */
     bool metadata_sent, sending, done; /* lock; done: the status is under way, or never will be */
+    bool wants_next;                   /* lock; tk_rpc_next waits for room */
     grpc_byte_buffer *queue[TK__RPC_QUEUE]; /* lock; a ring */
     unsigned first, queued;                 /* lock */
     grpc_status_code code;                  /* lock until over, then fixed */
     tk_diag why;                            /* the same */
     uint32_t retry_ms;                      /* the same; 0: none */
 
-    unsigned todo;     /* workers' lock: TK__DO_ bits */
-    bool scheduled;    /* workers' lock */
-    tk_rpc_call *next; /* workers' lock, or the queue's thread when on to_free */
+    unsigned todo;                      /* workers' lock: TK__DO_ bits */
+    bool scheduled;                     /* workers' lock */
+    tk_rpc_call *idle_prev, *idle_next; /* idle streams' lock; NULL: not on the list */
+    tk_rpc_call *next;                  /* workers' lock, or the queue's thread when on to_free */
 };
 
 typedef struct tk__rpc_workers {
@@ -123,6 +125,14 @@ typedef struct tk__rpc_workers {
 } tk__rpc_workers;
 
 typedef struct tk__rpc_health tk__rpc_health;
+typedef struct tk__rpc_reflect tk__rpc_reflect;
+
+/* Bidirectional streams that wait for a message of their client: a stop ends them at once. */
+typedef struct tk__rpc_idle {
+    pthread_mutex_t lock;
+    tk_rpc_call *first; /* lock */
+    bool stopping;      /* lock */
+} tk__rpc_idle;
 
 struct tk_rpc_server {
     tk_rpc_opts opts;              /* with defaults filled in; `address`, `tls` are not kept */
@@ -136,6 +146,8 @@ struct tk_rpc_server {
     tk__rpc_workers workers;
     tk__rpc_meter meter; /* decoded messages */
     tk__rpc_health *health;
+    tk__rpc_reflect *reflect;
+    tk__rpc_idle idle;
     tk__rpc_tag drained;
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -162,6 +174,17 @@ void tk__rpc_call_do(tk_rpc_call *call, unsigned what, tk__rpc_scratch *scratch)
 void tk__rpc_call_schedule(tk_rpc_call *call, unsigned what);
 /* on_free, and everything is gone. */
 void tk__rpc_call_free(tk_rpc_call *call);
+
+/* Asks for the next message. */
+void tk__rpc_receive(tk_rpc_call *call);
+
+/* -- rpc_idle.c -- */
+/* A bidirectional stream begins to wait for a message; false: the server stops. It holds a
+ * reference meanwhile. */
+bool tk__rpc_idle_add(tk_rpc_call *call);
+void tk__rpc_idle_remove(tk_rpc_call *call);
+/* Ends those that wait, and from now on those that would. */
+void tk__rpc_idle_stop(tk__rpc_idle *idle);
 
 /* -- rpc_send.c -- */
 void tk__rpc_on_sent(void *self, bool ok);
@@ -192,6 +215,11 @@ void tk__rpc_health_destroy(tk__rpc_health *health);
 void tk__rpc_health_set(tk__rpc_health *health, bool serving);
 /* NOT_SERVING to all who watch, and their calls end. */
 void tk__rpc_health_stop(tk__rpc_health *health);
+
+/* -- rpc_reflect.c -- */
+extern const tk_rpc_method tk__rpc_reflect_methods[2];
+TK_MUST tk_err tk__rpc_reflect_create(tk__rpc_reflect **out);
+void tk__rpc_reflect_destroy(tk__rpc_reflect *reflect); /* NULL is fine */
 
 /* -- rpc_address.c -- */
 /* Binds and listens; `tls` may be NULL; *port is 1 for a unix socket. */

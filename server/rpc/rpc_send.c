@@ -98,8 +98,11 @@ void tk__rpc_on_sent(void *self, bool ok)
         tk__rpc_drop_queue_locked(call);
     }
     const bool tell = ok && !call->over && call->method->on_writable;
+    const bool next = ok && call->wants_next;
+    if (next) call->wants_next = false;
     pthread_mutex_unlock(&call->lock);
     if (ok) pump(call);
+    if (next) tk__rpc_receive(call);
     if (tell) tk__rpc_call_schedule(call, TK__DO_WRITABLE);
     tk_rpc_unref(call);
 }

@@ -48,14 +48,17 @@ const tk_rpc_method *tk__rpc_find(const tk_rpc_server *server, grpc_slice path)
 static tk_err make_table(tk_rpc_server *server, const tk_rpc_opts *opts)
 {
     const size_t n_health = sizeof tk__rpc_health_methods / sizeof *tk__rpc_health_methods;
-    server->n_methods = opts->n_methods + n_health;
+    const size_t n_reflect = sizeof tk__rpc_reflect_methods / sizeof *tk__rpc_reflect_methods;
+    const size_t n_own = n_health + n_reflect;
+    server->n_methods = opts->n_methods + n_own;
     server->methods = tk_calloc(server->n_methods, sizeof *server->methods);
     if (!server->methods) return TK_NOMEM;
     for (size_t i = 0; i < server->n_methods; i++) {
-        const tk_rpc_method *m =
-            i < n_health ? &tk__rpc_health_methods[i] : &opts->methods[i - n_health];
+        const tk_rpc_method *m = i < n_health ? &tk__rpc_health_methods[i]
+                                 : i < n_own  ? &tk__rpc_reflect_methods[i - n_health]
+                                              : &opts->methods[i - n_own];
         assert(m->path[0] == '/' && m->in && m->out && m->on_msg && m->max_request > 0);
-        assert(m->kind != TK_RPC_CLIENT_STREAM || m->on_end);
+        assert((m->kind != TK_RPC_CLIENT_STREAM && m->kind != TK_RPC_BIDI_STREAM) || m->on_end);
         server->methods[i] = m;
     }
     qsort(server->methods, server->n_methods, sizeof *server->methods, by_path);
@@ -256,6 +259,7 @@ static tk_rpc_server *create(const tk_rpc_opts *opts)
     pthread_cond_init(&server->changed, &clock);
     pthread_condattr_destroy(&clock);
     pthread_mutex_init(&server->lock, NULL);
+    pthread_mutex_init(&server->idle.lock, NULL);
     grpc_init();
     return server;
 }
@@ -270,6 +274,7 @@ tk_err tk_rpc_server_start(tk_rpc_server **out, const tk_rpc_opts *opts, tk_diag
     create_core(server);
     tk_err err = make_table(server, opts);
     if (err == TK_OK) err = tk__rpc_health_create(&server->health, server);
+    if (err == TK_OK) err = tk__rpc_reflect_create(&server->reflect);
     if (err == TK_OK) err = create_queues(server);
     if (err != TK_OK) tk_fail(diag, err, "no memory for the RPC server");
     if (err == TK_OK) err = tk__rpc_workers_start(&server->workers, server->opts.workers, diag);
@@ -356,6 +361,7 @@ void tk_rpc_server_stop(tk_rpc_server *server, unsigned grace_ms)
 {
     if (!server) return;
     if (server->health) tk__rpc_health_stop(server->health);
+    tk__rpc_idle_stop(&server->idle);
     if (server->queues && server->queues[0].queue) drain(server, grace_ms);
     for (unsigned i = 0; server->queues && i < server->opts.cq_threads; i++) {
         shut_queue(&server->queues[i]);
@@ -366,10 +372,12 @@ void tk_rpc_server_stop(tk_rpc_server *server, unsigned grace_ms)
     tk__rpc_tls_destroy(server->tls);
     grpc_resource_quota_unref(server->quota);
     tk__rpc_health_destroy(server->health);
+    tk__rpc_reflect_destroy(server->reflect);
     tk_free(server->queues);
     tk_free(server->methods);
     pthread_cond_destroy(&server->changed);
     pthread_mutex_destroy(&server->lock);
+    pthread_mutex_destroy(&server->idle.lock);
     tk_free(server);
     grpc_shutdown();
 }

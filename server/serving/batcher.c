@@ -224,18 +224,52 @@ static tk_infer_image *ready_pop_locked(tk_batcher *b, tk__tenant *t)
 
 /* -- decode threads -- */
 
+static tk_err make_canvas(const tk_preproc *p, const tk_image *rgb, tk_infer_image *image,
+                          tk_diag *diag)
+{
+    image->canvas = tk_calloc((size_t)p->crop * p->crop, 3);
+    return image->canvas ? tk_preproc_canvas(p, rgb, p->crop, image->canvas, diag) : TK_NOMEM;
+}
+
+/* [3][crop][crop] to [crop][crop][3], which takes the canvas' place. Not-a-numbers and infinities
+ * would spoil the trunk's low precisions, so they end here. */
+static tk_err take_planes(const tk_preproc *p, tk_infer_image *image, tk_diag *diag)
+{
+    const size_t area = (size_t)p->crop * p->crop;
+    float *out = tk_calloc(area, 3 * sizeof *out);
+    if (!out) return TK_NOMEM;
+    image->canvas = (uint8_t *)out;
+    for (size_t c = 0; c < 3; c++)
+        for (size_t i = 0; i < area; i++) {
+            float x;
+            memcpy(&x, (const char *)image->data + (c * area + i) * sizeof x, sizeof x);
+            if (!(x >= -TK_PLANES_MAX && x <= TK_PLANES_MAX))
+                return tk_fail(diag, TK_BADDATA, "value %zu is %g, the limit is +-%g", c * area + i,
+                               (double)x, (double)TK_PLANES_MAX);
+            out[i * 3 + c] = x;
+        }
+    return TK_OK;
+}
+
 /* Sets image->canvas, or image->error. */
 static tk_err decode(const tk_batcher *b, tk_infer_image *image)
 {
     const tk_preproc *p = tk_snapshot_preproc(image->infer->snapshot);
     tk_diag diag = {{0}};
-    tk_image rgb;
-    tk_err err =
-        tk_image_decode(&rgb, image->data, image->size, &b->opts.image_limits, p->resize, &diag);
-    if (err == TK_OK) {
-        image->canvas = tk_calloc((size_t)p->crop * p->crop, 3);
-        err = image->canvas ? tk_preproc_canvas(p, &rgb, p->crop, image->canvas, &diag) : TK_NOMEM;
-        tk_image_fini(&rgb);
+    tk_image rgb = {.w = image->w, .h = image->h};
+    tk_err err;
+    if (image->form == TK_IMAGE_PLANES) {
+        err = take_planes(p, image, &diag);
+    } else if (image->form == TK_IMAGE_PIXELS) {
+        memcpy(&rgb.rgb, &image->data, sizeof rgb.rgb); /* only read */
+        err = make_canvas(p, &rgb, image, &diag);
+    } else {
+        err = tk_image_decode(&rgb, image->data, image->size, &b->opts.image_limits, p->resize,
+                              &diag);
+        if (err == TK_OK) {
+            err = make_canvas(p, &rgb, image, &diag);
+            tk_image_fini(&rgb);
+        }
     }
     if (err == TK_OK) return TK_OK;
     tk_free(image->canvas);
@@ -391,6 +425,12 @@ static void run_batch(tk_batcher *b, size_t n)
         for (size_t h = 0; h < r->n_heads; h++)
             per_image += r->k[h];
         b->passes[i] = (tk_pass){.canvas = image->canvas,
+                                 .rendered = image->form == TK_IMAGE_PLANES
+                                                 ? (const float *)(const void *)image->canvas
+                                                 : NULL,
+                                 .logits = image->logits,
+                                 .probabilities = image->probabilities,
+                                 .features = image->features,
                                  .n_heads = r->n_heads,
                                  .heads = r->heads,
                                  .k = r->k,

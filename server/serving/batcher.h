@@ -44,11 +44,25 @@ typedef struct tk_batcher_opts {
 
 typedef struct tk_infer tk_infer;
 
+typedef enum tk_image_form {
+    TK_IMAGE_ENCODED, /* the bytes of a JPEG or PNG */
+    TK_IMAGE_PIXELS,  /* RGB, [h][w][3] */
+    TK_IMAGE_PLANES,  /* [3][crop][crop] float: prepared and normalised already */
+} tk_image_form;
+
+/* Of a value of TK_IMAGE_PLANES: far beyond what normalised pixels have, far below what overflows.
+ */
+#define TK_PLANES_MAX 1000.0F
+
 typedef struct tk_infer_image {
-    const void *data; /* in: encoded bytes, borrowed until `done` */
-    size_t size;
+    const void *data; /* in: borrowed until `done` */
+    size_t size;      /* bytes */
+    tk_image_form form;
+    unsigned w, h;     /* of TK_IMAGE_PIXELS */
     const tk_top *top; /* out: for each head its k[h] best, one head after the other */
-    char *error;       /* out: why the image could not be read, or NULL; `top` means nothing then */
+    /* out, the caller's memory, as in tk_pass; NULL: not wanted */
+    float *logits, *probabilities, *features;
+    char *error; /* out: why the image could not be read, or NULL; `top` means nothing then */
     /* the batcher's: */
     tk_infer *infer;
     uint8_t *canvas;
@@ -88,7 +102,8 @@ struct tk_infer {
 };
 
 /* Takes a reference of the snapshot. k[h] becomes top_k, at most the head's classes (0: 1). The
- * caller fills tenant, images[].data and .size, deadline_ns, cancelled, done, user. */
+ * caller fills tenant, images[].data and .size (.form and what is wanted besides, too), deadline_ns,
+ * cancelled, done, user. */
 TK_MUST tk_err tk_infer_create(tk_infer **out, tk_snapshot *snapshot, size_t n_images,
                                size_t n_heads, const tk_head *const *heads, size_t top_k);
 void tk_infer_destroy(tk_infer *infer); /* NULL is fine */

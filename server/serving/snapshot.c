@@ -255,8 +255,10 @@ static void insert_best(size_t c, const tk_top *from, size_t k, tk_top *top)
     }
 }
 
-/* Softmax of logits [c], and the k largest to `top`; `ranking` is scratch of c entries. */
-static void softmax_top(size_t c, const float *logits, size_t k, tk_top *ranking, tk_top *top)
+/* Softmax of logits [c], to `all` unless that is NULL, and the k largest to `top`; `ranking` is
+ * scratch of c entries. */
+static void softmax_top(size_t c, const float *logits, size_t k, tk_top *ranking, tk_top *top,
+                        float *all)
 {
     float max = logits[0];
     for (size_t i = 1; i < c; i++)
@@ -269,6 +271,8 @@ static void softmax_top(size_t c, const float *logits, size_t k, tk_top *ranking
     }
     for (size_t i = 0; i < c; i++)
         ranking[i].score = (float)((double)ranking[i].score / sum);
+    for (size_t i = 0; all && i < c; i++)
+        all[i] = ranking[i].score;
     if (k <= 16) {
         insert_best(c, ranking, k, top);
         return;
@@ -287,8 +291,13 @@ static void render_one(void *arg, size_t task, size_t thread)
     (void)thread;
     const run_ctx *ctx = arg;
     const tk_preproc *p = &ctx->s->preproc;
+    const size_t n = (size_t)p->crop * p->crop * 3;
+    float *x = ctx->s->input + task * n;
+    if (ctx->passes[task].rendered) {
+        memcpy(x, ctx->passes[task].rendered, n * sizeof *x);
+        return;
+    }
     const tk_view view = tk_view_centre(p, p->crop);
-    float *x = ctx->s->input + task * p->crop * p->crop * 3;
     tk_view_render(p, ctx->passes[task].canvas, p->crop, &view, x);
 }
 
@@ -318,12 +327,18 @@ static void answer_one(void *arg, size_t task, size_t thread)
     float *x = s->inputs + thread * tk_stack_widest(&s->stack);
     tk_top *ranking = s->ranking + thread * s->max_classes;
     tk_top *top = pass->top;
+    size_t at = 0;
+    if (pass->features)
+        memcpy(pass->features, s->vectors + task * s->features, s->features * sizeof(float));
     for (size_t h = 0; h < pass->n_heads; h++) {
         const tk_head *head = pass->heads[h];
         tk_linear_forward(1, head->width, head->classes, input_of(s, head, task, x), head->weight,
                           head->bias, logits);
-        softmax_top(head->classes, logits, pass->k[h], ranking, top);
+        softmax_top(head->classes, logits, pass->k[h], ranking, top,
+                    pass->probabilities ? pass->probabilities + at : NULL);
+        if (pass->logits) memcpy(pass->logits + at, logits, head->classes * sizeof *logits);
         top += pass->k[h];
+        at += head->classes;
     }
 }
 

@@ -49,10 +49,14 @@ typedef struct tk_top {
 /* One image of a pass, and the heads it goes through. */
 typedef struct tk_pass {
     const uint8_t *canvas; /* [crop][crop][3], from tk_preproc_canvas() */
+    const float *rendered; /* instead: [crop][crop][3], scaled and normalised; NULL: the canvas */
     size_t n_heads;
     const tk_head *const *heads; /* of this snapshot */
     const size_t *k;             /* [n_heads], 1..classes */
     tk_top *top;                 /* out: k[0] entries for heads[0], best first, then k[1], ... */
+    /* out, each NULL when not wanted: every class of heads[0], then of heads[1], ... */
+    float *logits, *probabilities;
+    float *features; /* out, or NULL: the trunk's [features] */
 } tk_pass;
 
 /* Runs 1..max_batch images through the trunk and each through its heads. The answer for one image

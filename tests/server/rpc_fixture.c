@@ -23,6 +23,7 @@ typedef struct session {
 typedef struct rpc_job {
     tk_rpc_call *call;
     const ProtobufCMessage *in;
+    void (*answer)(tk_rpc_call *call, const ProtobufCMessage *in);
     struct rpc_job *next;
     bool parked;
 } rpc_job;
@@ -121,13 +122,15 @@ static void on_work(tk_rpc_call *call, const ProtobufCMessage *in)
     leave(s);
 }
 
-static void hand_over(tk_rpc_call *call, const ProtobufCMessage *in, bool parked)
+static void hand_over(tk_rpc_call *call, const ProtobufCMessage *in, bool parked,
+                      void (*answer)(tk_rpc_call *call, const ProtobufCMessage *in))
 {
     session *s = enter(call);
     rpc_job *job = tk_calloc(1, sizeof *job);
     tk_rpc_ref(call);
     pthread_mutex_lock(&s->f->lock);
-    *job = (rpc_job){.call = call, .in = in, .parked = parked, .next = s->f->jobs};
+    *job =
+        (rpc_job){.call = call, .in = in, .answer = answer, .parked = parked, .next = s->f->jobs};
     s->f->jobs = job;
     if (parked) s->f->seen[EV_PARKED]++;
     pthread_cond_broadcast(&s->f->changed);
@@ -137,12 +140,12 @@ static void hand_over(tk_rpc_call *call, const ProtobufCMessage *in, bool parked
 
 static void on_later(tk_rpc_call *call, const ProtobufCMessage *in)
 {
-    hand_over(call, in, false);
+    hand_over(call, in, false, echo);
 }
 
 static void on_park(tk_rpc_call *call, const ProtobufCMessage *in)
 {
-    hand_over(call, in, true);
+    hand_over(call, in, true, echo);
 }
 
 static rpc_job *take_job_locked(rpc_fixture *f)
@@ -156,7 +159,7 @@ static rpc_job *take_job_locked(rpc_fixture *f)
     return NULL;
 }
 
-/* The thread that answers LATER and PARK. */
+/* The thread that answers LATER, PARK and the like. */
 static void *answer_later(void *arg)
 {
     rpc_fixture *f = arg;
@@ -169,7 +172,7 @@ static void *answer_later(void *arg)
             continue;
         }
         pthread_mutex_unlock(&f->lock);
-        echo(job->call, job->in);
+        job->answer(job->call, job->in);
         tk_rpc_unref(job->call);
         tk_free(job);
         pthread_mutex_lock(&f->lock);
@@ -282,6 +285,47 @@ static void on_watch_writable(tk_rpc_call *call)
     leave(s);
 }
 
+/* -- bidirectional streams -- */
+
+static void chat(tk_rpc_call *call, const ProtobufCMessage *in)
+{
+    const Trunkd__V1__WatchJobRequest *request = (const Trunkd__V1__WatchJobRequest *)in;
+    rpc_fixture *f = tk_rpc_ctx(call);
+    char *text = tk_calloc(1, request->id + 1);
+    memset(text, 'x', request->id);
+    Trunkd__V1__JobEvent event;
+    trunkd__v1__job_event__init(&event);
+    event.sequence = request->after;
+    event.message = text;
+    count(f, tk_rpc_send(call, &event.base) ? EV_QUEUED : EV_FULL);
+    tk_free(text);
+    tk_rpc_next(call);
+}
+
+static void on_chat(tk_rpc_call *call, const ProtobufCMessage *in)
+{
+    session *s = enter(call);
+    chat(call, in);
+    leave(s);
+}
+
+static void on_chat_later(tk_rpc_call *call, const ProtobufCMessage *in)
+{
+    hand_over(call, in, false, chat);
+}
+
+static void on_chat_park(tk_rpc_call *call, const ProtobufCMessage *in)
+{
+    hand_over(call, in, true, chat);
+}
+
+static void on_chat_end(tk_rpc_call *call)
+{
+    session *s = enter(call);
+    tk_rpc_finish(call);
+    leave(s);
+}
+
 /* -- the table -- */
 
 #define UNARY(name, extra, limit, handler)                                                         \
@@ -305,6 +349,13 @@ static void on_watch_writable(tk_rpc_call *call)
         .out = &trunkd__v1__job_event__descriptor, .on_msg = on_watch,                             \
         .on_writable = on_watch_writable, .on_cancel = on_cancel, .on_free = on_free               \
     }
+#define CHATTING(name, extra, handler)                                                             \
+    {                                                                                              \
+        .path = (name), .kind = TK_RPC_BIDI_STREAM, .flags = (extra), .max_request = SMALL_LIMIT,  \
+        .in = &trunkd__v1__watch_job_request__descriptor,                                          \
+        .out = &trunkd__v1__job_event__descriptor, .on_msg = (handler), .on_end = on_chat_end,     \
+        .on_cancel = on_cancel, .on_free = on_free                                                 \
+    }
 
 static const tk_rpc_method methods[] = {
     UNARY(CLASSIFY, TK_RPC_TENANT, LARGE_LIMIT, on_classify),
@@ -324,6 +375,10 @@ static const tk_rpc_method methods[] = {
     UPLOADING(UPLOAD_FAST, 0, on_upload),
     WATCHING(WATCH, 0),
     WATCHING(WATCH_WORK, TK_RPC_BLOCKING),
+    CHATTING(CHAT, 0, on_chat),
+    CHATTING(CHAT_WORK, TK_RPC_BLOCKING, on_chat),
+    CHATTING(CHAT_LATER, 0, on_chat_later),
+    CHATTING(CHAT_PARK, 0, on_chat_park),
 };
 
 static tk_err authenticate(void *ctx, const char *token, size_t len, tk_identity *out,

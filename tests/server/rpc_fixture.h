@@ -29,6 +29,12 @@
 /* Server streams: `after` events of `id` bytes, in order. On a worker, or not. */
 #define WATCH      "/trunkd.v1.Jobs/Watch"
 #define WATCH_WORK "/test.Echo/Watch"
+/* Bidirectional streams: one event of `id` bytes with sequence `after` for each message; from the
+ * callback, on a worker, from another thread, or there when the gate is open. */
+#define CHAT       "/test.Echo/Chat"
+#define CHAT_WORK  "/test.Echo/ChatWork"
+#define CHAT_LATER "/test.Echo/ChatLater"
+#define CHAT_PARK  "/test.Echo/ChatPark"
 
 enum { SMALL_LIMIT = 4096, LARGE_LIMIT = 8 << 20 };
 
@@ -55,7 +61,7 @@ typedef struct rpc_fixture {
     unsigned long sent_chunks;    /* lock; what an uploading test has got rid of */
     unsigned long most_ahead;     /* lock; of sent_chunks before EV_MESSAGE */
     pthread_t later;
-    struct rpc_job *jobs; /* lock; for the thread that answers LATER and PARK */
+    struct rpc_job *jobs; /* lock; for the thread that answers LATER, PARK and the like */
     bool stop;            /* lock */
     long live_before;
 } rpc_fixture;

@@ -1,0 +1,409 @@
+#!/usr/bin/env python3
+"""trunkd as a foreign client sees it: Python's grpcio with no .proto at hand. Messages are built from what
+server reflection tells, so every test here is one of reflection, too.
+
+    foreign_grpcio.py FOLDER      # where trunkd and foreign_store are
+"""
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+BIN = ''
+PATIENCE = 60  # seconds; a busy machine is no failure
+
+
+class Reflected:
+    """The services of a channel: call(service, method) gives what grpc's stubs give."""
+
+    def __init__(self, channel, version):
+        self.channel = channel
+        self.pool = descriptor_pool.DescriptorPool()
+        self.factory = message_factory.MessageFactory(self.pool)
+        self.files = {}
+        self.kinds = {}
+        self.version = version
+        self.ask, self.answer = bootstrap()
+
+    def info(self, requests):
+        path = f'/grpc.reflection.{self.version}.ServerReflection/ServerReflectionInfo'
+        call = self.channel.stream_stream(path, self.ask.SerializeToString, self.answer.FromString)
+        return list(call(iter(requests), timeout=PATIENCE))
+
+    def services(self):
+        [answer] = self.info([self.ask(list_services='*')])
+        return [s.name for s in answer.list_services_response.service]
+
+    def load(self, symbol):
+        [answer] = self.info([self.ask(file_containing_symbol=symbol)])
+        assert not answer.HasField('error_response'), answer
+        files = [descriptor_pb2.FileDescriptorProto.FromString(data)
+                 for data in answer.file_descriptor_response.file_descriptor_proto]
+        for file in reversed(files):  # what is imported comes last
+            self.add(file, {f.name: f for f in files})
+
+    def add(self, file, others):
+        if file.name in self.files:
+            return
+        for name in file.dependency:
+            self.add(others[name], others)
+        self.pool.Add(file)
+        self.files[file.name] = file
+        for service in file.service:
+            for method in service.method:
+                self.kinds[f'{file.package}.{service.name}', method.name] = method
+
+    def message(self, name):
+        return self.factory.GetPrototype(self.pool.FindMessageTypeByName(name))
+
+    def call(self, service, method):
+        kind = self.kinds[service, method]
+        ask, answer = self.message(kind.input_type[1:]), self.message(kind.output_type[1:])
+        make = {(False, False): self.channel.unary_unary, (False, True): self.channel.unary_stream,
+                (True, False): self.channel.stream_unary, (True, True): self.channel.stream_stream}
+        return make[kind.client_streaming, kind.server_streaming](
+            f'/{service}/{method}', ask.SerializeToString, answer.FromString)
+
+
+def bootstrap():
+    """The messages of reflection itself, as far as they are needed, which nobody else can tell."""
+    file = descriptor_pb2.FileDescriptorProto(name='bootstrap.proto', package='boot', syntax='proto3')
+
+    def add(name, fields):
+        message = file.message_type.add(name=name)
+        for number, field, kind, repeated in fields:
+            f = message.field.add(name=field, number=number, label=3 if repeated else 1)
+            if isinstance(kind, int):
+                f.type = kind
+            else:
+                f.type, f.type_name = 11, f'.boot.{kind}'
+
+    string, data, int32 = 9, 12, 5
+    add('Ask', [(3, 'file_by_filename', string, False), (4, 'file_containing_symbol', string, False),
+                (6, 'all_extension_numbers_of_type', string, False), (7, 'list_services', string, False)])
+    add('Files', [(1, 'file_descriptor_proto', data, True)])
+    add('Service', [(1, 'name', string, False)])
+    add('Services', [(1, 'service', 'Service', True)])
+    add('Error', [(1, 'error_code', int32, False), (2, 'error_message', string, False)])
+    add('Answer', [(4, 'file_descriptor_response', 'Files', False),
+                   (6, 'list_services_response', 'Services', False), (7, 'error_response', 'Error', False)])
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    factory = message_factory.MessageFactory(pool)
+    return [factory.GetPrototype(pool.FindMessageTypeByName(f'boot.{name}')) for name in ('Ask', 'Answer')]
+
+
+OIP = 'inference.GRPCInferenceService'
+HEALTH = 'grpc.health.v1.Health'
+CLASSIFIER = 'trunkd.v1.Classifier'
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
+
+
+class Server:
+    """A trunkd on a store of its own."""
+
+    def __init__(self):
+        self.tmp = tempfile.mkdtemp(prefix='trunkd-foreign-')
+        env = dict(os.environ, TMPDIR=self.tmp)
+        out = subprocess.run([f'{BIN}/foreign_store'], env=env, check=True, stdout=subprocess.PIPE, text=True)
+        self.facts = dict(line.split('=', 1) for line in out.stdout.splitlines())
+        self.dir = self.facts['dir']
+        port_file = f'{self.dir}/port'
+        with open(f'{self.dir}/log', 'w') as log:
+            self.process = subprocess.Popen(
+                [f'{BIN}/trunkd', '--store', f'{self.dir}/store', '--listen', '127.0.0.1:0', '--port-file',
+                 port_file], stderr=log)
+        deadline = time.monotonic() + PATIENCE
+        while not (os.path.exists(port_file) and os.path.getsize(port_file) > 0):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError('trunkd did not start')
+            time.sleep(0.02)
+        with open(port_file) as f:
+            self.address = f'127.0.0.1:{int(f.read())}'
+
+    def read(self, name):
+        with open(f'{self.dir}/{name}', 'rb') as f:
+            return f.read()
+
+    def stop(self):
+        """Its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
+        if status != 0:
+            sys.stderr.write(self.read('log').decode())
+        shutil.rmtree(self.tmp, ignore_errors=True)
+        return status
+
+
+class Foreign(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server()
+        cls.channel = grpc.insecure_channel(cls.server.address)
+        cls.r = Reflected(cls.channel, 'v1')
+        for service in (OIP, HEALTH, CLASSIFIER):
+            cls.r.load(service)
+        cls.files = [cls.server.read('picture.png'), cls.server.read('picture.jpg')]
+        cls.pixels = [(cls.server.read('picture.png.rgb'), 40, 48), (cls.server.read('picture.jpg.rgb'), 32, 64)]
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.channel.close()
+        status = cls.server.stop()
+        assert status == 0, f'trunkd ended with {status}'
+
+    def auth(self, who='alice'):
+        return (('authorization', 'Bearer ' + self.server.facts[who]),)
+
+    def call(self, method, request, service=OIP, who='alice', timeout=PATIENCE):
+        ask = self.r.message(self.r.kinds[service, method].input_type[1:])
+        metadata = self.auth(who) if who else ()
+        return self.r.call(service, method)(ask(**request), timeout=timeout, metadata=metadata)
+
+    def refused(self, code, words, method, request, **more):
+        with self.assertRaises(grpc.RpcError) as raised:
+            self.call(method, request, **more)
+        self.assertEqual(raised.exception.code(), code, raised.exception.details())
+        self.assertIn(words, raised.exception.details())
+
+    # -- requests --
+
+    def input(self, datatype, shape, **contents):
+        tensor = {'name': 'image', 'datatype': datatype, 'shape': shape}
+        if contents:
+            tensor['contents'] = contents
+        return tensor
+
+    def files_raw(self, files=None):
+        files = files or self.files
+        raw = b''.join(struct.pack('<I', len(data)) + data for data in files)
+        return {'model_name': 'type', 'inputs': [self.input('BYTES', [len(files)])], 'raw_input_contents': [raw]}
+
+    def files_typed(self, files=None):
+        files = files or self.files
+        return {'model_name': 'type', 'inputs': [self.input('BYTES', [len(files)], bytes_contents=files)]}
+
+    def pixels_raw(self, i):
+        data, h, w = self.pixels[i]
+        return {'model_name': 'type', 'inputs': [self.input('UINT8', [1, h, w, 3])], 'raw_input_contents': [data]}
+
+    def pixels_typed(self, i):
+        data, h, w = self.pixels[i]
+        return {'model_name': 'type', 'inputs': [self.input('UINT8', [1, h, w, 3], uint_contents=list(data))]}
+
+    @staticmethod
+    def floats(answer, name):
+        """The output's rows."""
+        [i] = [i for i, t in enumerate(answer.outputs) if t.name == name]
+        tensor = answer.outputs[i]
+        n, width = tensor.shape
+        if answer.raw_output_contents:
+            values = struct.unpack(f'<{n * width}f', answer.raw_output_contents[i])
+        else:
+            values = list(tensor.contents.fp32_contents)
+        assert len(values) == n * width
+        return [list(values[k * width:(k + 1) * width]) for k in range(n)]
+
+    def classify(self):
+        """Each picture's scores by label, by trunkd's own service."""
+        answer = self.call('Classify', {'images': self.files, 'heads': ['type'], 'top_k': 99}, CLASSIFIER)
+        return [{p.label: p.score for p in image.heads[0].top} for image in answer.images]
+
+    # -- reflection --
+
+    def test_reflection_tells_every_service_and_every_method_is_there(self):
+        services = self.r.services()
+        for wanted in (OIP, HEALTH, CLASSIFIER, 'trunkd.v1.Admin', 'trunkd.v1.DataSets', 'trunkd.v1.Heads',
+                       'trunkd.v1.Jobs', 'grpc.reflection.v1.ServerReflection',
+                       'grpc.reflection.v1alpha.ServerReflection'):
+            self.assertIn(wanted, services)
+        for version in ('v1', 'v1alpha'):
+            r = Reflected(self.channel, version)
+            self.assertEqual(r.services(), services)
+            for service in services:
+                r.load(service)
+            self.assertEqual({service for service, _ in r.kinds}, set(services))
+        for service, method in sorted(r.kinds):  # without a token: refused, or public, but never unknown
+            kind = r.kinds[service, method]
+            ask = r.message(kind.input_type[1:])()
+            call = r.call(service, method)
+            try:
+                answer = call(iter([ask]) if kind.client_streaming else ask, timeout=PATIENCE)
+                if kind.server_streaming:
+                    next(answer)
+                    answer.cancel()
+                self.assertIn(service.split('.')[0], ('grpc', 'inference'), method)
+            except grpc.RpcError as error:
+                self.assertEqual(error.code(), grpc.StatusCode.UNAUTHENTICATED, f'{service}/{method}: {error}')
+
+    def test_reflection_answers_several_questions_on_one_stream(self):
+        ask = self.r.ask
+        answers = self.r.info([ask(file_by_filename='trunkd/v1/jobs.proto'), ask(file_by_filename='no.proto'),
+                               ask(all_extension_numbers_of_type='x.Y'),
+                               ask(file_containing_symbol='inference.ModelInferRequest.InferInputTensor')])
+        names = [[descriptor_pb2.FileDescriptorProto.FromString(f).name
+                  for f in a.file_descriptor_response.file_descriptor_proto] for a in answers]
+        self.assertEqual(names[0], ['trunkd/v1/jobs.proto', 'trunkd/v1/common.proto'])
+        self.assertEqual(answers[1].error_response.error_code, grpc.StatusCode.NOT_FOUND.value[0])
+        self.assertEqual(answers[2].error_response.error_code, grpc.StatusCode.UNIMPLEMENTED.value[0])
+        self.assertEqual(names[3], ['inference/open_inference_grpc.proto', 'inference/model_config.proto'])
+
+    # -- the Open Inference Protocol --
+
+    def test_server_and_models_describe_themselves(self):
+        self.assertTrue(self.call('ServerLive', {}, who=None).live)
+        self.assertTrue(self.call('ServerReady', {}, who=None).ready)
+        self.assertEqual(self.call('ServerMetadata', {}).name, 'trunkd')
+        self.assertTrue(self.call('ModelReady', {'name': 'type'}).ready)
+        self.assertFalse(self.call('ModelReady', {'name': 'colour'}).ready)
+        meta = self.call('ModelMetadata', {'name': 'type'})
+        self.assertEqual((meta.name, list(meta.versions)), ('type', ['2']))
+        self.assertEqual([(t.name, t.datatype, list(t.shape)) for t in meta.inputs], [('image', 'BYTES', [-1])])
+        self.assertEqual([(t.name, t.datatype, list(t.shape)) for t in meta.outputs],
+                         [('probabilities', 'FP32', [-1, 5]), ('logits', 'FP32', [-1, 5]),
+                          ('features', 'FP32', [-1, 64])])
+        config = self.call('ModelConfig', {'name': 'type'}).config
+        self.assertEqual(config.parameters['px'].string_value, '32')
+        for who, models in (('alice', ['type']), ('bob', ['colour']), ('admin', ['alice/type', 'bob/colour'])):
+            index = self.call('RepositoryIndex', {}, who=who)
+            self.assertEqual([(m.name, m.version, m.state) for m in index.models], [(m, '2', 'READY') for m in models])
+
+    def test_bytes_and_pixels_raw_and_typed_answer_as_classify_does(self):
+        expected = [[scores[f'type-{k}'] for k in range(5)] for scores in self.classify()]
+        for request in (self.files_raw(), self.files_typed()):
+            answer = self.call('ModelInfer', dict(request, id='x'))
+            self.assertEqual((answer.model_name, answer.model_version, answer.id), ('type', '2', 'x'))
+            self.assertEqual(bool(answer.raw_output_contents), 'raw_input_contents' in request)
+            self.assertEqual(self.floats(answer, 'probabilities'), expected)
+        for i in range(2):
+            for request in (self.pixels_raw(i), self.pixels_typed(i)):
+                answer = self.call('ModelInfer', dict(request, outputs=[{'name': 'probabilities'}]))
+                self.assertEqual(len(answer.outputs), 1)
+                self.assertEqual(self.floats(answer, 'probabilities'), [expected[i]])
+
+    def test_planes_are_taken_as_they_are(self):
+        zeros = bytes(2 * 3 * 32 * 32 * 4)
+        request = {'model_name': 'type', 'inputs': [self.input('FP32', [2, 3, 32, 32])],
+                   'raw_input_contents': [zeros]}
+        rows = self.floats(self.call('ModelInfer', request), 'logits')
+        self.assertEqual(rows[0], rows[1])
+        self.assertEqual(len(rows[0]), 5)
+
+    def test_classification_gives_labels(self):
+        two = self.r.message('inference.InferParameter')(int64_param=2)
+        outputs = [{'name': 'probabilities', 'parameters': {'classification': two}}]
+        expected = []
+        for scores in self.classify():
+            for label, score in sorted(scores.items(), key=lambda item: -item[1])[:2]:
+                expected.append(f'{score:f}:{label[-1]}:{label}'.encode())
+        typed = self.call('ModelInfer', dict(self.files_typed(), outputs=outputs))
+        self.assertEqual((typed.outputs[0].datatype, list(typed.outputs[0].shape)), ('BYTES', [2, 2]))
+        self.assertEqual(list(typed.outputs[0].contents.bytes_contents), expected)
+        raw = self.call('ModelInfer', dict(self.files_raw(), outputs=outputs))
+        self.assertEqual(raw.raw_output_contents[0], b''.join(struct.pack('<I', len(e)) + e for e in expected))
+
+    def test_a_stream_of_requests_is_answered_in_order(self):
+        ask = self.r.message('inference.ModelInferRequest')
+        requests = [ask(**dict(self.pixels_raw(i % 2), id=str(i))) for i in range(12)]
+        requests[5].model_name = 'colour'
+        call = self.r.call(OIP, 'ModelStreamInfer')(iter(requests), timeout=PATIENCE, metadata=self.auth())
+        answers = list(call)
+        self.assertEqual([a.infer_response.id for a in answers], [str(i) for i in range(12)])
+        self.assertEqual([i for i, a in enumerate(answers) if a.error_message], [5])
+        self.assertEqual(answers[5].error_message, 'you have no model "colour"')
+
+    def test_refusals_name_field_limit_and_value(self):
+        bad, lost = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+        self.refused(lost, 'you have no model "colour"', 'ModelInfer', dict(self.files_raw(), model_name='colour'))
+        self.refused(lost, 'you have no model "colour"', 'ModelMetadata', {'name': 'colour'})
+        self.refused(lost, 'version 2 is served', 'ModelInfer', dict(self.files_raw(), model_version='1'))
+        many = {'model_name': 'type', 'inputs': [self.input('BYTES', [257])], 'raw_input_contents': [b'']}
+        self.refused(bad, 'inputs[0].shape[0] is 257, the limits are 1 and 256', 'ModelInfer', many)
+        huge = {'model_name': 'type', 'inputs': [self.input('UINT8', [2, 2**40, 2**40, 3])],
+                'raw_input_contents': [b'']}
+        self.refused(bad, 'inputs[0].shape[1] is 1099511627776', 'ModelInfer', huge)
+        self.refused(bad, 'image 1 of 2 cannot be read', 'ModelInfer', self.files_typed([self.files[0], b'no image']))
+        self.refused(grpc.StatusCode.UNAUTHENTICATED, 'no token', 'ModelInfer', self.files_raw(), who=None)
+
+    # -- deadlines and cancellation --
+
+    def assert_still_serving(self):
+        self.call('ModelInfer', self.files_raw())
+
+    def test_a_deadline_ends_a_request(self):
+        many = self.files_raw(self.files * 128)
+        ended = 0
+        for timeout in (0.001, 0.005, 0.01):
+            try:
+                self.call('ModelInfer', many, timeout=timeout)
+            except grpc.RpcError as error:
+                self.assertEqual(error.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+                ended += 1
+        self.assertGreater(ended, 0)
+        self.assert_still_serving()
+
+    def test_cancelled_calls_end(self):
+        ask = self.r.message('inference.ModelInferRequest')
+        for _ in range(5):
+            future = self.r.call(OIP, 'ModelInfer').future(ask(**self.files_raw(self.files * 128)), timeout=PATIENCE,
+                                                           metadata=self.auth())
+            future.cancel()
+            self.assertTrue(future.cancelled())
+        stream = self.r.call(OIP, 'ModelStreamInfer')(iter([ask(**self.pixels_raw(0))] * 50), metadata=self.auth())
+        next(stream)
+        stream.cancel()
+        self.assertEqual(stream.code(), grpc.StatusCode.CANCELLED)
+        self.assert_still_serving()
+
+    # -- health --
+
+    def test_health_of_the_whole_and_of_each_service(self):
+        for service in [''] + self.r.services():
+            self.assertEqual(self.call('Check', {'service': service}, HEALTH, who=None).status, SERVING, service)
+        for service in ('nobody', OIP + '.', 'inference', OIP + '/ModelInfer'):
+            self.refused(grpc.StatusCode.NOT_FOUND, 'there is no service', 'Check', {'service': service},
+                         service=HEALTH, who=None)
+
+    def test_health_watch_ends_with_the_server(self):
+        server = Server()
+        try:
+            with grpc.insecure_channel(server.address) as channel:
+                r = Reflected(channel, 'v1')
+                r.load(HEALTH)
+                ask = r.message('grpc.health.v1.HealthCheckRequest')
+                watch = r.call(HEALTH, 'Watch')
+                known = [watch(ask(service=s), timeout=PATIENCE) for s in ('', OIP)]
+                unknown = watch(ask(service='nobody'), timeout=PATIENCE)
+                for call in known:
+                    self.assertEqual(next(call).status, SERVING)
+                self.assertEqual(next(unknown).status, SERVICE_UNKNOWN)
+                server.process.send_signal(signal.SIGTERM)
+                for call in known:
+                    self.assertEqual(next(call).status, NOT_SERVING)
+                for call in known + [unknown]:
+                    with self.assertRaises(grpc.RpcError) as raised:
+                        next(call)
+                    self.assertEqual(raised.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        finally:
+            self.assertEqual(server.stop(), 0)
+
+
+if __name__ == '__main__':
+    if len(sys.argv) < 2 or sys.argv[1].startswith('-'):
+        sys.exit(__doc__)
+    BIN = os.path.abspath(sys.argv.pop(1))
+    unittest.main(verbosity=2)
