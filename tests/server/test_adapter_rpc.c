@@ -92,7 +92,8 @@ static void a_batch_answers_each_image_as_if_it_were_alone(void **state)
     const size_t k[] = {FIXTURE_COLOURS, FIXTURE_TYPES};
     for (size_t i = 0; i < IMAGES; i++) {
         canvas_of(tk_snapshot_preproc(s), i, canvas[i]);
-        passes[i] = (tk_pass){canvas[i], 2, heads, k, top[i]};
+        passes[i] =
+            (tk_pass){.canvas = canvas[i], .n_heads = 2, .heads = heads, .k = k, .top = top[i]};
     }
     tk_snapshot_run(s, IMAGES, passes);
     for (size_t i = 0; i < IMAGES; i++) {
