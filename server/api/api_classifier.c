@@ -13,6 +13,18 @@ enum {
     MAX_PREDICTIONS = 1 << 18, /* of one answer: bounds its memory */
 };
 
+/* Counts the request once for each head it was for; `infer` NULL: no head was known yet. */
+static void count(tk_rpc_call *call, const tk_infer *infer, tk_err err)
+{
+    tk_metrics *metrics = tk__api(call)->o.metrics;
+    const char *tenant = tk_rpc_identity(call)->name;
+    const size_t skip = strlen(tenant) + 1; /* a head's id is "tenant/name" */
+    const int code = tk_rpc_code(err);
+    if (!infer) tk_metrics_classified(metrics, tenant, "", code, 0);
+    for (size_t h = 0; infer && h < infer->n_heads; h++)
+        tk_metrics_classified(metrics, tenant, infer->heads[h]->id + skip, code, infer->n_images);
+}
+
 static void fail(tk_rpc_call *call, tk_err err, const tk_diag *diag)
 {
     if (err == TK_BUSY || err == TK_INTERNAL || err == TK_IO) {
@@ -149,28 +161,36 @@ static void answer(tk_rpc_call *call, const tk_infer *infer)
 }
 
 /* Every image bad: the request is. */
-static bool refuse_all_bad(tk_rpc_call *call, const tk_infer *infer)
+static bool all_bad(const tk_infer *infer)
 {
     for (size_t i = 0; i < infer->n_images; i++) {
         if (!infer->images[i].error) return false;
     }
+    return true;
+}
+
+static void refuse_all_bad(tk_rpc_call *call, const tk_infer *infer)
+{
     if (infer->n_images == 1) {
         tk_rpc_fail(call, TK_BADDATA, "the image cannot be read: %s", infer->images[0].error);
     } else {
         tk_rpc_fail(call, TK_BADDATA, "none of the %zu images can be read; the first: %s",
                     infer->n_images, infer->images[0].error);
     }
-    return true;
 }
 
 static void done(tk_infer *infer, tk_err err, const char *reason)
 {
     tk_rpc_call *call = infer->user;
-    if (err != TK_OK) {
+    if (err == TK_OK && all_bad(infer)) err = TK_BADDATA;
+    count(call, infer, err); /* before the caller can look */
+    if (err == TK_BADDATA) {
+        refuse_all_bad(call, infer);
+    } else if (err != TK_OK) {
         tk_diag diag;
         err = tk_fail(&diag, err, "%s", reason);
         fail(call, err, &diag);
-    } else if (!refuse_all_bad(call, infer)) {
+    } else {
         answer(call, infer);
     }
     tk_infer_destroy(infer);
@@ -201,9 +221,11 @@ static tk_err submit(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
     infer->user = call;
     infer->cancelled = cancelled;
     infer->done = done;
+    tk_rpc_note(call, in->n_images, tk_snapshot_number(snapshot));
     tk_rpc_ref(call);
     err = tk_batcher_submit(tk__api(call)->o.batcher, infer, diag);
     if (err != TK_OK) {
+        tk_metrics_refused(tk__api(call)->o.metrics);
         tk_infer_destroy(infer);
         tk_rpc_unref(call);
     }
@@ -227,5 +249,7 @@ void tk__classify(tk_rpc_call *call, const ProtobufCMessage *message)
             tk_snapshot_unref(snapshot);
         }
     }
-    if (err != TK_OK) fail(call, err, &diag);
+    if (err == TK_OK) return;
+    count(call, NULL, err);
+    fail(call, err, &diag);
 }

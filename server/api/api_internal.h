@@ -9,6 +9,7 @@
 
 #include "api/api.h"
 #include "api/pump.h"
+#include "log.h"
 #include "trunkd/v1/admin.pb-c.h"
 #include "trunkd/v1/classifier.pb-c.h"
 #include "trunkd/v1/datasets.pb-c.h"
@@ -66,6 +67,9 @@ void tk__region_fini(tk__region *region);
 void tk__reply(tk_rpc_call *call, tk__region *region, const void *message);
 /* Fails the call with the sentence of `diag`, or the error's own text. */
 void tk__fail(tk_rpc_call *call, tk_err err, const tk_diag *diag);
+
+/* The call's trace id as a field of a log line; the end of the fields when it has none. */
+tk_log_field tk__log_trace(const tk_rpc_call *call);
 
 /* -- checks -- */
 

@@ -71,6 +71,17 @@ typedef struct tk_rpc_method {
 typedef tk_err tk_rpc_authenticate(void *ctx, const char *token, size_t len, tk_identity *out,
                                    tk_diag *diag);
 
+/* A call that is over. Everything is borrowed until the callback returns. */
+typedef struct tk_rpc_ended {
+    const char *path;         /* the method's, from the table; NULL: there is no such method */
+    const tk_identity *who;   /* name "" and no admin: nobody known */
+    const char *trace;        /* tk_rpc_trace() */
+    int code;                 /* gRPC's number */
+    int64_t duration_ns;      /* since its headers came */
+    uint64_t bytes;           /* of request messages, as they came */
+    uint64_t images, version; /* tk_rpc_note() */
+} tk_rpc_ended;
+
 typedef struct tk_rpc_opts {
     const char *address;      /* "127.0.0.1:0", "unix:/path" */
     unsigned cq_threads;      /* 0: cores / 4, at least 1 */
@@ -82,6 +93,10 @@ typedef struct tk_rpc_opts {
     void *ctx;                    /* for authenticate, and tk_rpc_ctx() */
     const tk_rpc_method *methods; /* borrowed until the server has stopped */
     size_t n_methods;
+    /* Each call's beginning and, exactly once, its end: any thread of the layer, so they must not
+     * wait. `ctx` as above. NULL: nobody asks. */
+    void (*began)(void *ctx);
+    void (*ended)(void *ctx, const tk_rpc_ended *call);
     /* Takes the gRPC core's error lines, rate limited; any thread. NULL: they are dropped. */
     void (*log)(const char *line);
 } tk_rpc_opts;
@@ -102,6 +117,10 @@ const tk_identity *tk_rpc_identity(const tk_rpc_call *call);
 const char *tk_rpc_peer(const tk_rpc_call *call);
 int64_t tk_rpc_deadline_ns(const tk_rpc_call *call); /* CLOCK_MONOTONIC; INT64_MAX: none */
 bool tk_rpc_cancelled(const tk_rpc_call *call);      /* any thread */
+/* The caller's trace id, 32 hex digits, from a well-formed `traceparent`; else "". */
+const char *tk_rpc_trace(const tk_rpc_call *call);
+/* What `ended` is to be told of the call. Before it ends. */
+void tk_rpc_note(tk_rpc_call *call, uint64_t images, uint64_t version);
 void tk_rpc_set_user(tk_rpc_call *call, void *user);
 void *tk_rpc_user(const tk_rpc_call *call);
 /* Memory that lives as long as the call; NULL when over the call's budget. */
@@ -122,5 +141,7 @@ void tk_rpc_finish(tk_rpc_call *call);
 /* Ends the call with a status (status.c maps tk_err to gRPC codes) and a sentence. Only the first
  * of reply, finish, fail counts. */
 void tk_rpc_fail(tk_rpc_call *call, tk_err err, const char *fmt, ...) TK_PRINTF(3, 4);
+/* gRPC's number for an error. Any thread. */
+int tk_rpc_code(tk_err err);
 
 #endif

@@ -81,7 +81,11 @@ struct tk_rpc_call {
     const tk_rpc_method *method; /* NULL until the path is known to be one */
     tk_identity identity;
     char *peer; /* gpr's */
-    int64_t deadline_ns;
+    int64_t deadline_ns, begun_ns;
+    int64_t over_ns;          /* lock until over, then fixed */
+    char trace[33];           /* "" or 32 hex digits */
+    uint64_t images, version; /* tk_rpc_note() */
+    uint64_t bytes;           /* the callbacks'; of messages received */
     atomic_uint refs;
     atomic_bool cancelled;
     tk__rpc_tag closed, received, sent, unused;
@@ -155,8 +159,14 @@ void tk__rpc_call_do(tk_rpc_call *call, unsigned what, tk__rpc_scratch *scratch)
 /* The same on the thread that the method's kind asks for: at once, or a worker. Completion-queue
  * thread. */
 void tk__rpc_call_schedule(tk_rpc_call *call, unsigned what);
+int64_t tk__rpc_now_ns(void); /* CLOCK_MONOTONIC */
 /* on_free, and everything is gone. */
 void tk__rpc_call_free(tk_rpc_call *call);
+
+/* -- rpc_trace.c -- */
+/* The trace id of a `traceparent` header (W3C Trace Context, 55 characters) into out[33]; "" and
+ * false when it is malformed. */
+bool tk__rpc_trace_parse(const uint8_t *text, size_t len, char *out);
 
 /* -- rpc_send.c -- */
 void tk__rpc_on_sent(void *self, bool ok);

@@ -13,6 +13,7 @@
 
 #include <stdbool.h>
 
+#include "metrics.h"
 #include "serving/snapshot.h"
 
 typedef struct tk_batcher tk_batcher;
@@ -24,6 +25,7 @@ typedef struct tk_batcher_opts {
     size_t max_bytes;        /* the same, encoded bytes; 0: 512 MiB */
     unsigned decode_threads; /* 0: one per online core */
     tk_image_limits image_limits;
+    tk_metrics *metrics; /* borrowed; may be NULL */
 } tk_batcher_opts;
 
 typedef struct tk_infer tk_infer;
@@ -36,7 +38,7 @@ typedef struct tk_infer_image {
     /* the batcher's: */
     tk_infer *infer;
     uint8_t *canvas;
-    int64_t ready_ns;
+    int64_t ready_ns, waited_ns; /* waited_ns: from submit to its decoding */
     struct tk_infer_image *next;
 } tk_infer_image;
 
@@ -58,6 +60,7 @@ struct tk_infer {
      * its answer or its error. TK_CANCELLED, TK_DEADLINE or TK_NOMEM otherwise. Must not block. */
     void (*done)(tk_infer *infer, tk_err err, const char *reason);
     /* the batcher's, under its lock: */
+    int64_t submitted_ns;
     size_t started; /* images given to a decode thread */
     size_t left;    /* images not done with */
     size_t bytes;
