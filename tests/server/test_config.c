@@ -40,6 +40,8 @@ static void a_flag_wins_over_its_variable(void **state)
     assert_int_equal(c.batch, 16);
     assert_float_equal(c.delay_ms, 2, 0);
     assert_string_equal(c.listen, "127.0.0.1:7700");
+    assert_null(c.http); /* names of tenants are told only where somebody asked for it */
+    assert_string_equal(c.access_log, "no");
     assert_true(c.store && strstr(c.store, "trunkd"));
     assert_int_equal(parse(&c, &diag, "--px", "32"), TK_OK);
     assert_int_equal(c.px, 32);
@@ -65,10 +67,12 @@ static void a_bad_value_is_named_with_what_is_allowed(void **state)
 {
     (void)state;
     static const char *const bad[][2] = {
-        {"--batch", "0"},       {"--batch", "-1"},  {"--batch", "1e99"},     {"--batch", "2.5"},
-        {"--batch", ""},        {"--batch", "nan"}, {"--delay-ms", "x"},     {"--arch", "resnet"},
-        {"--arch", ""},         {"--isa", "avx"},   {"--log-level", "i"},    {"--log-format", ""},
-        {"--resize-mode", ":"}, {"--listen", ""},   {"--precision", "fp16"}, {"--precision", ""},
+        {"--batch", "0"},       {"--batch", "-1"},    {"--batch", "1e99"},
+        {"--batch", "2.5"},     {"--batch", ""},      {"--batch", "nan"},
+        {"--delay-ms", "x"},    {"--arch", "resnet"}, {"--arch", ""},
+        {"--isa", "avx"},       {"--log-level", "i"}, {"--log-format", ""},
+        {"--resize-mode", ":"}, {"--listen", ""},     {"--precision", "fp16"},
+        {"--precision", ""},    {"--http", ""},       {"--access-log", "1"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         tk_config c;
