@@ -40,7 +40,7 @@ void tk__admin_create_tenant(tk_rpc_call *call, const ProtobufCMessage *message)
     }
     tk_log(TK_LOG_INFO, "tenant created",
            (tk_log_field[]){tk_log_str("tenant", in->name), tk_log_str("token_id", token.id),
-                            tk_log_end()});
+                            tk__log_trace(call), tk_log_end()});
     Trunkd__V1__CreateTenantResponse out;
     trunkd__v1__create_tenant_response__init(&out);
     out.name = in->name;
@@ -87,7 +87,8 @@ void tk__admin_delete_tenant(tk_rpc_call *call, const ProtobufCMessage *message)
         return;
     }
     tk_metrics_forget(tk__api(call)->o.metrics, in->name);
-    tk_log(TK_LOG_INFO, "tenant deleted", (tk_log_field[]){tk_log_end()}); /* its name is gone */
+    tk_log(TK_LOG_INFO, "tenant deleted",
+           (tk_log_field[]){tk__log_trace(call), tk_log_end()}); /* its name is gone */
     reply_empty(call);
 }
 
@@ -103,7 +104,7 @@ void tk__admin_issue_token(tk_rpc_call *call, const ProtobufCMessage *message)
     }
     tk_log(TK_LOG_INFO, "token issued",
            (tk_log_field[]){tk_log_str("tenant", in->tenant), tk_log_str("token_id", token.id),
-                            tk_log_end()});
+                            tk__log_trace(call), tk_log_end()});
     Trunkd__V1__IssueTokenResponse out;
     trunkd__v1__issue_token_response__init(&out);
     out.token = token.secret;
@@ -120,8 +121,9 @@ void tk__admin_revoke_token(tk_rpc_call *call, const ProtobufCMessage *message)
         tk__fail(call, err, &diag);
         return;
     }
-    tk_log(TK_LOG_INFO, "token revoked",
-           (tk_log_field[]){tk_log_str("token_id", in->token_id), tk_log_end()});
+    tk_log(
+        TK_LOG_INFO, "token revoked",
+        (tk_log_field[]){tk_log_str("token_id", in->token_id), tk__log_trace(call), tk_log_end()});
     reply_empty(call);
 }
 
@@ -193,7 +195,8 @@ void tk__admin_rollback(tk_rpc_call *call, const ProtobufCMessage *message)
     tk_metrics_version_rolled_back(tk__api(call)->o.metrics);
     tk_log(TK_LOG_INFO, "rolled back",
            (tk_log_field[]){tk_log_int("to", (int64_t)in->version),
-                            tk_log_int("version", (int64_t)version.number), tk_log_end()});
+                            tk_log_int("version", (int64_t)version.number), tk__log_trace(call),
+                            tk_log_end()});
     reply_version(call, &version);
 }
 
@@ -439,7 +442,8 @@ void tk__import_end(tk_rpc_call *call)
     }
     tk_log(TK_LOG_INFO, "trunk imported",
            (tk_log_field[]){tk_log_int("version", (int64_t)version.number),
-                            tk_log_str("reason", version.reason), tk_log_end()});
+                            tk_log_str("reason", version.reason), tk__log_trace(call),
+                            tk_log_end()});
     reply_version(call, &version);
 }
 
