@@ -7,6 +7,7 @@ packages=(
     protobuf-c-compiler libprotobuf-c-dev        # the messages
     libgrpc-dev libssl-dev                       # the wire
     libsqlite3-dev libjansson-dev                # the store
+    libmicrohttpd-dev                            # metrics and health over HTTP
     libopenblas-serial-dev                       # eigenvectors; the peer of tests/bench/linear_bench
     libpng-dev libjpeg62-turbo-dev               # images in
     libcmocka-dev                                # tests

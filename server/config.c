@@ -98,6 +98,15 @@ static const option options[] = {
      "fp32|bf16|int8|auto: the numbers that inference computes with. A version that does not admit "
      "bf16 or int8 (a head would lose more than its tolerance; trunkctl versions --precision) is "
      "served in fp32. auto measures at load and takes the fastest that is admitted. Default: fp32"},
+    {"http", "ADDR", TEXT, AT(http), 0, 0,
+     "HOST:PORT for GET /metrics (Prometheus), /livez and /readyz, or off. HOST is an IP address "
+     "or "
+     "localhost; port 0 takes a free one, which the log tells. It asks for no token, and the "
+     "metrics name tenants: choose an address that only those can reach who may see that, such as "
+     "127.0.0.1:7701. Default: off"},
+    {"access-log", "YES|NO", CHOICE, AT(access_log), 0, 0,
+     "yes|no: one line for every finished call: method, tenant, code, microseconds, bytes, images, "
+     "version, and the trace id of a traceparent header. Default: no"},
     {"log-format", "FORMAT", CHOICE, AT(log_format), 0, 0,
      "logfmt|json: of the lines on standard error. Default: logfmt"},
     {"log-level", "LEVEL", CHOICE, AT(log_level), 0, 0,
@@ -283,7 +292,8 @@ tk_err tk_config_parse(tk_config *c, int argc, char **argv, char *(*lookup)(cons
                      .log_format = "logfmt",
                      .log_level = "info",
                      .isa = "auto",
-                     .precision = "fp32"};
+                     .precision = "fp32",
+                     .access_log = "no"};
     tk_err err = from_environment(c, lookup, diag);
     int used;
     for (int i = 1; err == TK_OK && i < argc; i += used) {

@@ -22,6 +22,8 @@ typedef struct tk_config {
     const char *trainer; /* NULL: beside this program */
     uint64_t trainer_threads, trainer_memory;
     const char *log_format, *log_level, *isa, *precision;
+    const char *http;       /* NULL or "off": none */
+    const char *access_log; /* "yes" or "no" */
     uint64_t max_upload_bytes, max_queued_jobs, max_tenant_bytes, max_connections;
     bool help, version;
     char default_store[4096];

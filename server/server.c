@@ -12,8 +12,11 @@
 #include "engine/file.h"
 #include "engine/isa.h"
 #include "engine/mem.h"
+#include "http.h"
 #include "jobs/jobs.h"
 #include "log.h"
+#include "metrics.h"
+#include "rpc/accept_guard.h"
 #include "rpc/rpc.h"
 #include "serving/batcher.h"
 #include "store/store.h"
@@ -32,6 +35,8 @@ struct tk_server {
     tk_jobs *jobs;
     tk_api *api;
     tk_rpc_server *rpc;
+    tk_metrics *metrics;
+    tk_http *http; /* NULL: off */
     bool wrote_port;
 };
 
@@ -185,6 +190,7 @@ static void serve_version(tk_server *s, tk_snapshot *snapshot)
         tk_log_str("precision", tk_precision_name(tk_snapshot_choice(snapshot)->served)),
         tk_log_end(),
     };
+    tk_metrics_version_served(s->metrics, tk_snapshot_number(snapshot));
     tk_current_set(s->current, snapshot);
     tk_log(TK_LOG_INFO, "version served", fields);
 }
@@ -201,7 +207,9 @@ static tk_err prepare_hook(void *ctx, uint64_t number, const char *path, void **
 static void publish_hook(void *ctx, uint64_t number, void *snapshot)
 {
     (void)number;
-    serve_version(ctx, snapshot);
+    tk_server *s = ctx;
+    serve_version(s, snapshot);
+    tk_metrics_version_committed(s->metrics);
 }
 
 static void discard_hook(void *ctx, void *snapshot)
@@ -248,6 +256,54 @@ static void log_grpc(const char *line)
     tk_log(TK_LOG_WARN, "grpc", (tk_log_field[]){tk_log_str("message", line), tk_log_end()});
 }
 
+/* -- watched from outside -- */
+
+static void count_job(void *ctx, tk_job_state state)
+{
+    static const tk_job_end ends[] = {[TK_JOB_COMMITTED] = TK_JOB_END_COMMITTED,
+                                      [TK_JOB_REJECTED] = TK_JOB_END_REJECTED,
+                                      [TK_JOB_FAILED] = TK_JOB_END_FAILED,
+                                      [TK_JOB_CANCELLED] = TK_JOB_END_CANCELLED};
+    const tk_server *s = ctx;
+    tk_store_stats stats;
+    if (tk_job_state_ended(state)) tk_metrics_job_ended(s->metrics, ends[state]);
+    if (tk_store_stat(s->store, &stats, NULL) == TK_OK)
+        tk_metrics_jobs(s->metrics, stats.queued_jobs, stats.running_job != 0);
+}
+
+static void probe(void *ctx, tk_metrics_gauges *out)
+{
+    const tk_server *s = ctx;
+    const tk_batcher_stats b = tk_batcher_get_stats(s->batcher);
+    out->queue_images = b.queue;
+    out->away[TK_AWAY_QUEUE_FULL] = b.refused_full;
+    out->away[TK_AWAY_TENANT_FULL] = b.refused_tenant;
+    out->away[TK_AWAY_RATE] = b.refused_rate;
+    out->away[TK_AWAY_DEADLINE] = b.refused_deadline;
+    out->away[TK_AWAY_LATE] = b.late;
+    out->away[TK_AWAY_CANCELLED] = b.cancelled;
+    out->shed = tk__accept_guard_shed();
+}
+
+static tk_err start_watch(tk_server *s, tk_diag *diag)
+{
+    const char *address = s->config->http;
+    if (tk_metrics_create(&s->metrics) != TK_OK)
+        return tk_fail(diag, TK_NOMEM, "no memory for the metrics");
+    tk_metrics_set_isa(s->metrics, tk_isa_name());
+    if (!address || strcmp(address, "off") == 0) return TK_OK;
+    tk_diag why = {{0}};
+    const tk_err err = tk_http_start(&s->http, address, s->metrics, &why);
+    if (err != TK_OK) return tk_fail(diag, err, "--http: %.450s", why.text);
+    tk_log(TK_LOG_INFO, "http listening",
+           (tk_log_field[]){tk_log_str("address", address),
+                            tk_log_int("port", tk_http_port(s->http)), tk_log_end()});
+    if (!tk_http_is_local(s->http))
+        tk_log(TK_LOG_WARN, "other machines may read the metrics, which name tenants",
+               (tk_log_field[]){tk_log_str("address", address), tk_log_end()});
+    return TK_OK;
+}
+
 /* Makes the folders above the default store; a store named by hand must lie in one that exists. */
 static tk_err make_parents(const tk_config *c, tk_diag *diag)
 {
@@ -291,8 +347,10 @@ static tk_err start_serving(tk_server *s, tk_diag *diag)
                                   .max_tenant_images = c->tenant_queue ? c->tenant_queue : half,
                                   .max_tenant_bytes = bytes / 2,
                                   .max_tenant_rate = c->tenant_rate,
-                                  .decode_threads = (unsigned)c->decode_threads};
+                                  .decode_threads = (unsigned)c->decode_threads,
+                                  .metrics = s->metrics};
     err = tk_batcher_create(&s->batcher, &opts, diag);
+    if (err == TK_OK) tk_metrics_set_probe(s->metrics, probe, s);
     return err == TK_OK ? load_current(s, diag) : err;
 }
 
@@ -308,6 +366,8 @@ static tk_err start_jobs(tk_server *s, tk_diag *diag)
                   .publish = publish_hook,
                   .discard = discard_hook},
         .log = log_job,
+        .moved = count_job,
+        .moved_ctx = s,
     };
     return tk_jobs_start(&s->jobs, s->store, &opts, diag);
 }
@@ -321,7 +381,9 @@ static tk_err start_rpc(tk_server *s, tk_diag *diag)
                              .current = s->current,
                              .max_upload_bytes = c->max_upload_bytes,
                              .threads = inference_threads(c),
-                             .precision = c->precision};
+                             .precision = c->precision,
+                             .metrics = s->metrics,
+                             .access_log = strcmp(c->access_log, "yes") == 0};
     tk_err err = tk_api_create(&s->api, &api, diag);
     if (err != TK_OK) return err;
     const bool optional = c->tls_client && strcmp(c->tls_client, "optional") == 0;
@@ -335,11 +397,14 @@ static tk_err start_rpc(tk_server *s, tk_diag *diag)
                         .authenticate = tk_api_authenticate,
                         .tenant_named = tk_api_tenant_named,
                         .ctx = s->api,
+                        .began = tk_api_call_began,
+                        .ended = tk_api_call_ended,
                         .log = log_grpc};
     opts.methods = tk_api_methods(&opts.n_methods);
     err = tk_rpc_server_start(&s->rpc, &opts, diag);
     if (err != TK_OK) return err;
     tk_rpc_server_set_serving(s->rpc, true);
+    tk_http_set(s->http, TK_HTTP_READY);
     return TK_OK;
 }
 
@@ -369,6 +434,7 @@ tk_err tk_server_start(tk_server **out, const tk_config *config, tk_diag *diag)
     if (!s) return tk_fail(diag, TK_NOMEM, "no memory for the server");
     s->config = config;
     tk_err err = tk_isa_select(config->isa, diag);
+    if (err == TK_OK) err = start_watch(s, diag);
     if (err == TK_OK) err = open_store(s, diag);
     if (err == TK_OK) err = start_serving(s, diag);
     if (err == TK_OK) err = start_jobs(s, diag);
@@ -390,13 +456,17 @@ int tk_server_port(const tk_server *s)
 void tk_server_stop(tk_server *s)
 {
     if (!s) return;
+    tk_http_set(s->http, TK_HTTP_DRAINING);
     if (s->wrote_port) unlink(s->config->port_file);
     if (s->api) tk_api_shutdown(s->api);
     if (s->rpc) tk_rpc_server_stop(s->rpc, (unsigned)s->config->grace_s * 1000);
     tk_api_destroy(s->api);
     tk_jobs_stop(s->jobs);
+    tk_metrics_set_probe(s->metrics, NULL, NULL);
     tk_batcher_destroy(s->batcher);
     tk_current_destroy(s->current);
     tk_store_close(s->store);
+    tk_http_stop(s->http); /* last: it says why nothing is answered */
+    tk_metrics_destroy(s->metrics);
     tk_free(s);
 }

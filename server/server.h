@@ -2,6 +2,7 @@
  *
  * Threads, in the order in which they start:
  *   main              starts and stops everything, waits for signals
+ *   http              http.c, if asked for: /metrics, /livez, /readyz, from memory
  *   pool workers      engine/pool, one pool per version in memory: kernels for the executor; while
  * a new version is made, its pool packs weights for the supervisor or an RPC worker executor
  * serving/batcher: forms batches, runs the trunk, answers Classify calls decoders serving/batcher:
@@ -15,6 +16,7 @@
  *   jobs' version lock  > hooks (this file) > tk_current's lock
  *   jobs' watch list    > pump.lock
  *   batcher.lock        > tk_rpc_cancelled (an atomic flag), nothing else
+ *   tk_metrics.lock     > the probe (server.c): batcher.lock
  *   store's mutex (SQL), tk_api.streams, pump.lock, tk_current's lock, rpc's locks: leaves
  * No lock is held across a kernel, a call into the gRPC core, or `done` of a request.
  *

@@ -168,6 +168,16 @@ static const tk__cmd commands[] = {
      "  trunkctl trunk import resnet18.safetensors --arch resnet18 --px 64",
      tk__cmd_trunk_import},
     {"status", "", "admin: how the server is doing", "  trunkctl status", tk__cmd_status},
+    {"top", "", "admin: requests, latency, queue and jobs, live",
+     "Shows what happened since the view before: requests and images a second, the size of a pass, "
+     "and for each\n"
+     "stage of classification the time that half and 99 in 100 stay below. decode and queue count "
+     "images, trunk and\n"
+     "head passes, total requests. Redrawn on a terminal, one view below the other elsewhere.\n\n"
+     "  trunkctl top\n"
+     "  trunkctl top --once --interval 10           one view of ten seconds\n"
+     "  trunkctl top --json                         one line of JSON per view",
+     tk__cmd_top},
     {"health", "", "is the server ready? (needs no token)",
      "Asks grpc.health.v1. The exit code is 0 when it is serving.\n\n"
      "  trunkctl health --wait 30                   wait up to 30 seconds for it",

@@ -183,7 +183,7 @@ void tk__fail(tk_rpc_call *call, tk_err err, const tk_diag *diag)
                (tk_log_field[]){tk_log_str("tenant", tk_rpc_identity(call)->name),
                                 tk_log_str("peer", tk_rpc_peer(call)),
                                 tk_log_str("error", tk_err_text(err)), tk_log_str("reason", text),
-                                tk_log_end()});
+                                tk__log_trace(call), tk_log_end()});
     }
     tk_rpc_fail(call, err, "%s", text);
 }

@@ -4,6 +4,7 @@
 #define SERVER_API_API_H
 
 #include "jobs/jobs.h"
+#include "metrics.h"
 #include "rpc/rpc.h"
 #include "serving/batcher.h"
 #include "store/store.h"
@@ -19,6 +20,8 @@ typedef struct tk_api_opts {
     uint64_t max_upload_bytes; /* of one data set */
     unsigned threads;          /* of inference, for GetStatus */
     const char *precision;     /* that was asked for, for GetStatus */
+    tk_metrics *metrics;       /* may be NULL */
+    bool access_log;           /* a line for each finished call */
 } tk_api_opts;
 
 TK_MUST tk_err tk_api_create(tk_api **out, const tk_api_opts *opts, tk_diag *diag);
@@ -31,6 +34,10 @@ const tk_rpc_method *tk_api_methods(size_t *n);
 tk_err tk_api_authenticate(void *ctx, const char *token, size_t len, tk_identity *out,
                            tk_diag *diag);
 tk_err tk_api_tenant_named(void *ctx, const char *name, tk_identity *out, tk_diag *diag);
+
+/* For tk_rpc_opts, too: counts calls, and logs those that ended if asked for. */
+void tk_api_call_began(void *ctx);
+void tk_api_call_ended(void *ctx, const tk_rpc_ended *call);
 
 /* The server is about to stop: streams that would go on (Watch) end with TK_BUSY and say how to go
  * on. */

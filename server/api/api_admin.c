@@ -11,7 +11,7 @@
 #include "engine/isa.h"
 #include "engine/mem.h"
 #include "engine/tensors.h"
-#include "log.h"
+#include "process.h"
 
 enum {
     IMPORT_MAX = 1 << 30, /* bytes of an imported file */
@@ -40,7 +40,7 @@ void tk__admin_create_tenant(tk_rpc_call *call, const ProtobufCMessage *message)
     }
     tk_log(TK_LOG_INFO, "tenant created",
            (tk_log_field[]){tk_log_str("tenant", in->name), tk_log_str("token_id", token.id),
-                            tk_log_end()});
+                            tk__log_trace(call), tk_log_end()});
     Trunkd__V1__CreateTenantResponse out;
     trunkd__v1__create_tenant_response__init(&out);
     out.name = in->name;
@@ -86,7 +86,9 @@ void tk__admin_delete_tenant(tk_rpc_call *call, const ProtobufCMessage *message)
         tk__fail(call, err, &diag);
         return;
     }
-    tk_log(TK_LOG_INFO, "tenant deleted", (tk_log_field[]){tk_log_end()}); /* its name is gone */
+    tk_metrics_forget(tk__api(call)->o.metrics, in->name);
+    tk_log(TK_LOG_INFO, "tenant deleted",
+           (tk_log_field[]){tk__log_trace(call), tk_log_end()}); /* its name is gone */
     reply_empty(call);
 }
 
@@ -102,7 +104,7 @@ void tk__admin_issue_token(tk_rpc_call *call, const ProtobufCMessage *message)
     }
     tk_log(TK_LOG_INFO, "token issued",
            (tk_log_field[]){tk_log_str("tenant", in->tenant), tk_log_str("token_id", token.id),
-                            tk_log_end()});
+                            tk__log_trace(call), tk_log_end()});
     Trunkd__V1__IssueTokenResponse out;
     trunkd__v1__issue_token_response__init(&out);
     out.token = token.secret;
@@ -119,8 +121,9 @@ void tk__admin_revoke_token(tk_rpc_call *call, const ProtobufCMessage *message)
         tk__fail(call, err, &diag);
         return;
     }
-    tk_log(TK_LOG_INFO, "token revoked",
-           (tk_log_field[]){tk_log_str("token_id", in->token_id), tk_log_end()});
+    tk_log(
+        TK_LOG_INFO, "token revoked",
+        (tk_log_field[]){tk_log_str("token_id", in->token_id), tk__log_trace(call), tk_log_end()});
     reply_empty(call);
 }
 
@@ -189,24 +192,37 @@ void tk__admin_rollback(tk_rpc_call *call, const ProtobufCMessage *message)
         tk__fail(call, err, &diag);
         return;
     }
+    tk_metrics_version_rolled_back(tk__api(call)->o.metrics);
     tk_log(TK_LOG_INFO, "rolled back",
            (tk_log_field[]){tk_log_int("to", (int64_t)in->version),
-                            tk_log_int("version", (int64_t)version.number), tk_log_end()});
+                            tk_log_int("version", (int64_t)version.number), tk__log_trace(call),
+                            tk_log_end()});
     reply_version(call, &version);
 }
 
 /* -- status -- */
 
-/* Second number of /proc/self/statm, in pages; 0 when it cannot be read. */
-static uint64_t resident_bytes(void)
+/* Histograms since start: who asks twice has those of the time between. */
+static void fill_stages(tk_metrics *metrics, tk__region *region, Trunkd__V1__GetStatusResponse *m)
 {
-    unsigned long long total = 0, resident = 0;
-    FILE *f = fopen("/proc/self/statm", "re");
-    if (!f) return 0;
-    const int n = fscanf(f, "%llu %llu", &total, &resident);
-    fclose(f);
-    const long page = sysconf(_SC_PAGESIZE);
-    return n == 2 && page > 0 ? resident * (uint64_t)page : 0;
+    m->stage_bounds =
+        tk__alloc(region, TK_METRICS_TIME_BUCKETS - 1, sizeof tk_metrics_time_bounds[0]);
+    m->stages = tk__alloc(region, TK_STAGE_COUNT, sizeof *m->stages);
+    if (!m->stage_bounds || !m->stages) return;
+    memcpy(m->stage_bounds, tk_metrics_time_bounds, sizeof tk_metrics_time_bounds);
+    m->n_stage_bounds = TK_METRICS_TIME_BUCKETS - 1;
+    for (tk_stage s = TK_STAGE_DECODE; s < TK_STAGE_COUNT; s++) {
+        Trunkd__V1__StageTimes *t = tk__new(region, &trunkd__v1__stage_times__descriptor);
+        if (t) t->counts = tk__alloc(region, TK_METRICS_TIME_BUCKETS, sizeof *t->counts);
+        if (!t || !t->counts) return;
+        tk_metrics_times times;
+        tk_metrics_read(metrics, s, &times);
+        t->stage = tk__print(region, "%s", tk_metrics_stage_name(s));
+        t->seconds = times.sum;
+        memcpy(t->counts, times.counts, sizeof times.counts);
+        t->n_counts = TK_METRICS_TIME_BUCKETS;
+        m->stages[m->n_stages++] = t;
+    }
 }
 
 static void fill_precisions(tk__region *region, Trunkd__V1__GetStatusResponse *m,
@@ -273,7 +289,11 @@ void tk__admin_status(tk_rpc_call *call, const ProtobufCMessage *in)
         m->running_job = stats.running_job;
         m->queued_jobs = stats.queued_jobs;
         m->store_bytes = stats.bytes;
-        m->resident_bytes = resident_bytes();
+        tk_process process;
+        tk_process_read(&process);
+        m->resident_bytes = process.resident_bytes;
+        m->in_flight = tk_metrics_in_flight(api->o.metrics);
+        fill_stages(api->o.metrics, &region, m);
     }
     tk__reply(call, &region, m);
 }
@@ -424,7 +444,8 @@ void tk__import_end(tk_rpc_call *call)
     }
     tk_log(TK_LOG_INFO, "trunk imported",
            (tk_log_field[]){tk_log_int("version", (int64_t)version.number),
-                            tk_log_str("reason", version.reason), tk_log_end()});
+                            tk_log_str("reason", version.reason), tk__log_trace(call),
+                            tk_log_end()});
     reply_version(call, &version);
 }
 

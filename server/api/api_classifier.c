@@ -13,15 +13,6 @@ enum {
     MAX_PREDICTIONS = 1 << 18, /* of one answer: bounds its memory */
 };
 
-/* Limits and deadlines are no failures; the batcher counts them. */
-static void fail(tk_rpc_call *call, tk_err err, const tk_diag *diag)
-{
-    if (err == TK_BUSY || err == TK_INTERNAL || err == TK_IO) {
-        atomic_fetch_add_explicit(&tk__api(call)->failures, 1, memory_order_relaxed);
-    }
-    tk__fail(call, err, diag);
-}
-
 /* -- the question -- */
 
 static tk_err check_images(const Trunkd__V1__ClassifyRequest *in, tk_diag *diag)
@@ -150,28 +141,36 @@ static void answer(tk_rpc_call *call, const tk_infer *infer)
 }
 
 /* Every image bad: the request is. */
-static bool refuse_all_bad(tk_rpc_call *call, const tk_infer *infer)
+static bool all_bad(const tk_infer *infer)
 {
     for (size_t i = 0; i < infer->n_images; i++) {
         if (!infer->images[i].error) return false;
     }
+    return true;
+}
+
+static void refuse_all_bad(tk_rpc_call *call, const tk_infer *infer)
+{
     if (infer->n_images == 1) {
         tk_rpc_fail(call, TK_BADDATA, "the image cannot be read: %s", infer->images[0].error);
     } else {
         tk_rpc_fail(call, TK_BADDATA, "none of the %zu images can be read; the first: %s",
                     infer->n_images, infer->images[0].error);
     }
-    return true;
 }
 
 static void done(tk_infer *infer, tk_err err, const char *reason)
 {
     tk_rpc_call *call = infer->user;
-    if (err != TK_OK) {
+    if (err == TK_OK && all_bad(infer)) err = TK_BADDATA;
+    tk__count_infer(call, infer, err); /* before the caller can look */
+    if (err == TK_BADDATA) {
+        refuse_all_bad(call, infer);
+    } else if (err != TK_OK) {
         tk_diag diag;
         err = tk_fail(&diag, err, "%s", reason);
-        fail(call, err, &diag);
-    } else if (!refuse_all_bad(call, infer)) {
+        tk__fail(call, err, &diag);
+    } else {
         answer(call, infer);
     }
     tk_infer_destroy(infer);
@@ -203,6 +202,7 @@ static tk_err submit(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
     infer->user = call;
     infer->cancelled = cancelled;
     infer->done = done;
+    tk_rpc_note(call, in->n_images, tk_snapshot_number(snapshot));
     tk_rpc_ref(call);
     err = tk_batcher_submit(tk__api(call)->o.batcher, infer, diag);
     if (err != TK_OK) {
@@ -230,5 +230,7 @@ void tk__classify(tk_rpc_call *call, const ProtobufCMessage *message)
             tk_snapshot_unref(snapshot);
         }
     }
-    if (err != TK_OK) fail(call, err, &diag);
+    if (err == TK_OK) return;
+    tk__count_infer(call, NULL, err);
+    tk__fail(call, err, &diag);
 }

@@ -394,12 +394,12 @@ void tk__upload_end(tk_rpc_call *call)
     }
     u->over = true;
     tk_log(TK_LOG_INFO, "data set stored",
-           (tk_log_field[]){tk_log_str("tenant", tk_rpc_identity(call)->name),
-                            tk_log_int("data_set", (int64_t)set.id),
-                            tk_log_int("images", (int64_t)set.images),
-                            tk_log_int("labels", (int64_t)set.n_labels),
-                            tk_log_int("skipped", (int64_t)u->skipped),
-                            tk_log_int("bytes", (int64_t)set.bytes), tk_log_end()});
+           (tk_log_field[]){
+               tk_log_str("tenant", tk_rpc_identity(call)->name),
+               tk_log_int("data_set", (int64_t)set.id), tk_log_int("images", (int64_t)set.images),
+               tk_log_int("labels", (int64_t)set.n_labels),
+               tk_log_int("skipped", (int64_t)u->skipped), tk_log_int("bytes", (int64_t)set.bytes),
+               tk__log_trace(call), tk_log_end()});
     reply_upload(u, call, &set);
     tk_data_set_fini(&set);
 }
@@ -456,7 +456,8 @@ void tk__datasets_delete(tk_rpc_call *call, const ProtobufCMessage *message)
     }
     tk_log(TK_LOG_INFO, "data set deleted",
            (tk_log_field[]){tk_log_str("tenant", tk_rpc_identity(call)->name),
-                            tk_log_int("data_set", (int64_t)in->id), tk_log_end()});
+                            tk_log_int("data_set", (int64_t)in->id), tk__log_trace(call),
+                            tk_log_end()});
     const Trunkd__V1__Empty out = TRUNKD__V1__EMPTY__INIT;
     tk_rpc_reply(call, &out.base);
 }

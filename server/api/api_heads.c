@@ -89,7 +89,7 @@ void tk__heads_delete(tk_rpc_call *call, const ProtobufCMessage *message)
     }
     tk_log(TK_LOG_INFO, "head deleted",
            (tk_log_field[]){tk_log_str("tenant", tk_rpc_identity(call)->name),
-                            tk_log_str("head", in->name), tk_log_end()});
+                            tk_log_str("head", in->name), tk__log_trace(call), tk_log_end()});
     const Trunkd__V1__Empty out = TRUNKD__V1__EMPTY__INIT;
     tk_rpc_reply(call, &out.base);
 }

@@ -9,6 +9,8 @@
 
 #include "api/api.h"
 #include "api/pump.h"
+#include "log.h"
+#include "serving/batcher.h"
 #include "trunkd/v1/admin.pb-c.h"
 #include "trunkd/v1/classifier.pb-c.h"
 #include "trunkd/v1/datasets.pb-c.h"
@@ -66,6 +68,12 @@ void tk__region_fini(tk__region *region);
 void tk__reply(tk_rpc_call *call, tk__region *region, const void *message);
 /* Fails the call with the sentence of `diag`, or the error's own text. */
 void tk__fail(tk_rpc_call *call, tk_err err, const tk_diag *diag);
+/* Counts a request for inference once for each head it was for; `infer` NULL: no head was known
+ * yet. */
+void tk__count_infer(tk_rpc_call *call, const tk_infer *infer, tk_err err);
+
+/* The call's trace id as a field of a log line; the end of the fields when it has none. */
+tk_log_field tk__log_trace(const tk_rpc_call *call);
 
 /* -- checks -- */
 

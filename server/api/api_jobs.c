@@ -33,11 +33,12 @@ static void reply_job(tk_rpc_call *call, tk_job *job)
 static void log_job(const tk_rpc_call *call, const char *event, const tk_job *job)
 {
     tk_log(TK_LOG_INFO, event,
-           (tk_log_field[]){
-               tk_log_str("tenant", job->tenant_name), tk_log_int("job", (int64_t)job->id),
-               tk_log_str("head", job->head), tk_log_int("data_set", (int64_t)job->data_set),
-               tk_log_str("recipe", job->recipe[0] ? job->recipe : "default"),
-               tk_log_str("by", tk_rpc_identity(call)->admin ? "admin" : "tenant"), tk_log_end()});
+           (tk_log_field[]){tk_log_str("tenant", job->tenant_name),
+                            tk_log_int("job", (int64_t)job->id), tk_log_str("head", job->head),
+                            tk_log_int("data_set", (int64_t)job->data_set),
+                            tk_log_str("recipe", job->recipe[0] ? job->recipe : "default"),
+                            tk_log_str("by", tk_rpc_identity(call)->admin ? "admin" : "tenant"),
+                            tk__log_trace(call), tk_log_end()});
 }
 
 /* -- submit -- */

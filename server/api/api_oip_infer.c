@@ -260,8 +260,6 @@ static void send_answer(tk_rpc_call *call, tk__region *region, Inference__ModelI
 static void refuse(tk_rpc_call *call, bool stream, const request *in, tk_err err,
                    const tk_diag *diag)
 {
-    if (err == TK_BUSY || err == TK_INTERNAL || err == TK_IO)
-        atomic_fetch_add_explicit(&tk__api(call)->failures, 1, memory_order_relaxed);
     if (!stream) {
         tk__fail(call, err, diag);
         return;
@@ -299,6 +297,7 @@ static void done(tk_infer *infer, tk_err err, const char *reason)
     tk_rpc_call *call = q->call;
     tk_diag diag = {{0}};
     err = err == TK_OK ? find_bad(q, infer, &diag) : tk_fail(&diag, err, "%s", reason);
+    tk__count_infer(call, infer, err); /* before the caller can look */
     if (err == TK_OK)
         answer(q, infer);
     else
@@ -333,6 +332,7 @@ static tk_err submit(query *q, tk_snapshot *snapshot, tk_diag *diag)
         infer->done = done;
         tk_rpc_call *call = q->call; /* `q` may be gone when the submit comes back */
         tk_rpc_ref(call);
+        if (!q->stream) tk_rpc_note(call, q->n, q->version);
         err = tk_batcher_submit(tk__api(call)->o.batcher, infer, diag);
         if (err != TK_OK) {
             if (!q->stream) tk_rpc_retry_after(call, infer->retry_ms);
@@ -365,6 +365,7 @@ static void infer_request(tk_rpc_call *call, const request *in, bool stream)
     tk_snapshot_unref(snapshot);
     if (err == TK_OK) return;
     destroy(q);
+    tk__count_infer(call, NULL, err);
     refuse(call, stream, in, err, &diag);
 }
 

@@ -68,6 +68,11 @@ void tk__jobs_sleep(tk_jobs *jobs, int ms)
         }
 }
 
+void tk__jobs_moved(const tk_jobs *jobs, tk_job_state state)
+{
+    if (jobs->opts.moved) jobs->opts.moved(jobs->opts.moved_ctx, state);
+}
+
 static uint64_t in_hand(tk_jobs *jobs)
 {
     (void)pthread_mutex_lock(&jobs->claim);
@@ -216,6 +221,7 @@ tk_err tk_jobs_start(tk_jobs **out, tk_store *store, const tk_jobs_opts *opts, t
     tk_err err = jobs->trainer ? open_wake(jobs, diag) : no_memory(diag);
     if (err == TK_OK && access(jobs->trainer, X_OK) != 0)
         tk__jobs_log(jobs, TK_JOB_WARN, 0, "%s: cannot be run; jobs will fail", jobs->trainer);
+    if (err == TK_OK) tk__jobs_moved(jobs, TK_JOB_QUEUED);
     if (err == TK_OK && pthread_create(&jobs->thread, NULL, thread_main, jobs) != 0)
         err = tk_fail(diag, TK_NOMEM, "jobs: no thread");
     if (err != TK_OK) {
@@ -316,6 +322,7 @@ tk_err tk_jobs_submit(tk_jobs *jobs, const tk_job_request *request, tk_job *out,
     }
     *out = job;
     tk__jobs_wake(jobs);
+    tk__jobs_moved(jobs, TK_JOB_QUEUED);
     return TK_OK;
 }
 
@@ -372,6 +379,7 @@ tk_err tk_jobs_cancel(tk_jobs *jobs, int64_t tenant, uint64_t id, tk_job *out, t
     if (err != TK_OK) return err;
     tk__jobs_wake(jobs);
     tk__hub_wake(&jobs->hub, id);
+    if (out->state == TK_JOB_CANCELLED) tk__jobs_moved(jobs, TK_JOB_CANCELLED);
     return TK_OK;
 }
 

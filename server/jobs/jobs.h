@@ -51,6 +51,11 @@ typedef struct tk_jobs_opts {
     tk_version_hooks hooks; /* functions may be NULL: nothing serves (tests) */
     void (*log)(void *ctx, tk_job_log level, uint64_t job, const char *text); /* may be NULL */
     void *log_ctx;
+    /* A job was queued, began, or ended in `state`, or jobs were deleted (TK_JOB_QUEUED); also at
+     * the start, for what is there. Any thread of this module's, with no lock held; it may ask the
+     * store, not this module. May be NULL. */
+    void (*moved)(void *ctx, tk_job_state state);
+    void *moved_ctx;
 } tk_jobs_opts;
 
 /* `store` is borrowed. Takes up what was running or queued. */

@@ -84,6 +84,7 @@ TK_MUST tk_err tk__jobs_pause(tk_jobs *jobs, tk_diag *diag);
 void tk__jobs_go_on(tk_jobs *jobs);
 void tk__jobs_log(const tk_jobs *jobs, tk_job_log level, uint64_t job, const char *fmt, ...)
     TK_PRINTF(4, 5);
+void tk__jobs_moved(const tk_jobs *jobs, tk_job_state state); /* tells opts.moved */
 /* Who is told that a job is COMMITTED finds its version served: waits for the moment between the
  * transaction and the swap to pass. */
 void tk__jobs_await_publish(tk_jobs *jobs, uint64_t id, tk_job_state state);

@@ -136,5 +136,6 @@ tk_err tk_jobs_delete_tenant(tk_jobs *jobs, const char *tenant, tk_diag *diag)
     err = leave(jobs, who.id, diag);
     tk__jobs_go_on(jobs);
     tk__hub_wake_all(&jobs->hub);
+    tk__jobs_moved(jobs, TK_JOB_QUEUED);
     return err;
 }

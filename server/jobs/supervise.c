@@ -109,6 +109,7 @@ static void end_job(tk_jobs *jobs, tk_job *job, const char *dir, tk_job_state st
     for (int wait = 1000;; wait = wait < 30000 ? 2 * wait : wait) {
         const tk_err err = set_reason(job, reason) ? record(jobs, job, &event, result, &diag)
                                                    : tk_fail(&diag, TK_NOMEM, "out of memory");
+        if (err == TK_OK) tk__jobs_moved(jobs, state);
         if (err == TK_OK || err == TK_PRECONDITION) break; /* the latter: it has ended already */
         tk__jobs_log(jobs, TK_JOB_WARN, job->id, "its end cannot be recorded yet: %s", diag.text);
         tk__jobs_sleep(jobs, wait);
@@ -149,6 +150,7 @@ static void start_over(tk_jobs *jobs, tk_job *job, const char *dir)
     job->base_version = 0;
     if (err == TK_OK)
         err = say(jobs, job, "the current version changed; starting over on the new one", &diag);
+    tk__jobs_moved(jobs, TK_JOB_QUEUED);
     if (err != TK_OK) {
         tk__jobs_log(jobs, TK_JOB_WARN, job->id, "%s", diag.text);
         rest(jobs, 1000);
@@ -345,7 +347,9 @@ static tk_err prepare(tk_jobs *jobs, tk_job *job, const char *dir, tk_version *b
     if (!job->started_ms) job->started_ms = wall_ms();
     (void)snprintf(text, sizeof text,
                    resume ? "attempt %u, from the last checkpoint" : "attempt %u", job->attempts);
-    return say(jobs, job, text, diag);
+    err = say(jobs, job, text, diag);
+    tk__jobs_moved(jobs, TK_JOB_RUNNING);
+    return err;
 }
 
 /* -- after the trainer -- */
@@ -395,6 +399,7 @@ static void commit(tk_jobs *jobs, tk_job *job, const char *dir, const tk_result 
     } else {
         job->state = TK_JOB_COMMITTED;
         tk__hub_push(&jobs->hub, &event);
+        tk__jobs_moved(jobs, TK_JOB_COMMITTED);
         tk__jobs_log(jobs, TK_JOB_INFO, job->id, "version %llu: %s", (unsigned long long)number,
                      result->reason);
         if (tk_files_remove_tree(dir, true, &diag) != TK_OK)

@@ -85,6 +85,17 @@ typedef struct tk_rpc_tls {
     bool client_optional;   /* a client may come without one */
 } tk_rpc_tls;
 
+/* A call that is over. Everything is borrowed until the callback returns. */
+typedef struct tk_rpc_ended {
+    const char *path;         /* the method's, from the table; NULL: there is no such method */
+    const tk_identity *who;   /* name "" and no admin: nobody known */
+    const char *trace;        /* tk_rpc_trace() */
+    int code;                 /* gRPC's number */
+    int64_t duration_ns;      /* since its headers came */
+    uint64_t bytes;           /* of request messages, as they came */
+    uint64_t images, version; /* tk_rpc_note() */
+} tk_rpc_ended;
+
 typedef struct tk_rpc_opts {
     const char *address; /* "127.0.0.1:0", "unix:/path" */
     tk_rpc_tls tls;
@@ -98,6 +109,10 @@ typedef struct tk_rpc_opts {
     void *ctx;                         /* for both, and tk_rpc_ctx() */
     const tk_rpc_method *methods;      /* borrowed until the server has stopped */
     size_t n_methods;
+    /* Each call's beginning and, exactly once, its end: any thread of the layer, so they must not
+     * wait. `ctx` as above. NULL: nobody asks. */
+    void (*began)(void *ctx);
+    void (*ended)(void *ctx, const tk_rpc_ended *call);
     /* Takes the gRPC core's error lines, rate limited; any thread. NULL: they are dropped. */
     void (*log)(const char *line);
 } tk_rpc_opts;
@@ -119,6 +134,10 @@ const tk_identity *tk_rpc_identity(const tk_rpc_call *call);
 const char *tk_rpc_peer(const tk_rpc_call *call);
 int64_t tk_rpc_deadline_ns(const tk_rpc_call *call); /* CLOCK_MONOTONIC; INT64_MAX: none */
 bool tk_rpc_cancelled(const tk_rpc_call *call);      /* any thread */
+/* The caller's trace id, 32 hex digits, from a well-formed `traceparent`; else "". */
+const char *tk_rpc_trace(const tk_rpc_call *call);
+/* What `ended` is to be told of the call. Before it ends. */
+void tk_rpc_note(tk_rpc_call *call, uint64_t images, uint64_t version);
 void tk_rpc_set_user(tk_rpc_call *call, void *user);
 void *tk_rpc_user(const tk_rpc_call *call);
 /* Memory that lives as long as the call; NULL when over the call's budget. */
@@ -147,5 +166,7 @@ void tk_rpc_fail(tk_rpc_call *call, tk_err err, const char *fmt, ...) TK_PRINTF(
 /* Before tk_rpc_fail: the failure carries `grpc-retry-pushback-ms`, after which clients with a
  * retry policy try again by themselves. 0 is none. */
 void tk_rpc_retry_after(tk_rpc_call *call, uint32_t ms);
+/* gRPC's number for an error. Any thread. */
+int tk_rpc_code(tk_err err);
 
 #endif

@@ -2,6 +2,7 @@
  * the method's callbacks, then on_free. See rpc_internal.h for threads, references and locks. */
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include <grpc/slice.h>
 #include <grpc/support/alloc.h>
@@ -11,8 +12,18 @@
 #include "rpc/rpc_internal.h"
 #include "rpc/status.h"
 
+/* The caller's clock began earlier than ours: it gives up a moment before our deadline. */
+enum { DEADLINE_SLACK_NS = 20000000 };
+
 static void on_closed(void *self, bool ok);
 static void on_received(void *self, bool ok);
+
+int64_t tk__rpc_now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
 
 /* -- references -- */
 
@@ -44,8 +55,24 @@ void tk_rpc_unref(tk_rpc_call *call)
     }
 }
 
+static void tell_end(const tk_rpc_call *call)
+{
+    const tk_rpc_opts *opts = &call->server->opts;
+    if (!opts->ended) return;
+    const tk_rpc_ended ended = {.path = call->method ? call->method->path : NULL,
+                                .who = &call->identity,
+                                .trace = call->trace,
+                                .code = (int)call->code,
+                                .duration_ns = call->over_ns - call->begun_ns,
+                                .bytes = call->bytes,
+                                .images = call->images,
+                                .version = call->version};
+    opts->ended(opts->ctx, &ended);
+}
+
 void tk__rpc_call_free(tk_rpc_call *call)
 {
+    tell_end(call);
     if (call->begun && call->method->on_free) call->method->on_free(call);
     tk__rpc_drop_queue_locked(call); /* nobody else has the call any more */
     if (call->in) grpc_byte_buffer_destroy(call->in);
@@ -121,6 +148,7 @@ static void do_message(tk_rpc_call *call, tk__rpc_scratch *scratch)
 {
     const ProtobufCMessage *message;
     tk_diag diag;
+    call->bytes += grpc_byte_buffer_length(call->in);
     tk_err err = is_over(call) ? TK_CANCELLED
                                : tk__rpc_decode(call->method, call->in, &call->message, scratch,
                                                 &message, &diag);
@@ -184,6 +212,12 @@ static void on_closed(void *self, bool ok)
         atomic_store_explicit(&call->cancelled, true, memory_order_relaxed);
         pthread_mutex_lock(&call->lock);
         const bool tell = !call->over && call->begun && call->method->on_cancel;
+        if (!call->over) {
+            call->over_ns = tk__rpc_now_ns();
+            call->code = call->over_ns < call->deadline_ns - DEADLINE_SLACK_NS
+                             ? GRPC_STATUS_CANCELLED
+                             : GRPC_STATUS_DEADLINE_EXCEEDED;
+        }
         call->over = true;
         call->done = true;
         tk__rpc_drop_queue_locked(call);
@@ -285,6 +319,18 @@ static tk_err identify(tk_rpc_call *call, const grpc_metadata_array *metadata, t
                    "the token is not one of the tenant that the client certificate names");
 }
 
+/* Fills in call->trace; two headers are as bad as none. */
+static void find_trace(tk_rpc_call *call, const grpc_metadata_array *metadata)
+{
+    size_t seen = 0;
+    for (size_t i = 0; i < metadata->count; i++) {
+        if (grpc_slice_str_cmp(metadata->metadata[i].key, "traceparent") != 0) continue;
+        const grpc_slice *value = &metadata->metadata[i].value;
+        tk__rpc_trace_parse(GRPC_SLICE_START_PTR(*value), GRPC_SLICE_LENGTH(*value), call->trace);
+        if (++seen > 1) call->trace[0] = '\0';
+    }
+}
+
 /* Who calls, and whether this method is for them. */
 static tk_err admit(tk_rpc_call *call, const grpc_metadata_array *metadata, tk_diag *diag)
 {
@@ -356,6 +402,7 @@ static tk_rpc_call *create(tk__rpc_cq *cq, grpc_call *grpc, const grpc_call_deta
     call->grpc = grpc;
     call->peer = grpc_call_get_peer(grpc);
     call->deadline_ns = deadline_of(details);
+    call->begun_ns = tk__rpc_now_ns();
     atomic_init(&call->refs, 1);
     atomic_init(&call->cancelled, false);
     call->closed = (tk__rpc_tag){on_closed, call};
@@ -383,6 +430,8 @@ void tk__rpc_call_begin(tk__rpc_cq *cq, grpc_call *grpc, grpc_call_details *deta
         tk_rpc_ref(call);
         if (grpc_call_start_batch(grpc, &op, 1, &call->closed, NULL) != GRPC_CALL_OK)
             tk_rpc_unref(call);
+        find_trace(call, metadata);
+        if (cq->server->opts.began) cq->server->opts.began(cq->server->opts.ctx);
         if (room)
             begin(call, details, metadata);
         else
@@ -418,6 +467,22 @@ int64_t tk_rpc_deadline_ns(const tk_rpc_call *call)
 bool tk_rpc_cancelled(const tk_rpc_call *call)
 {
     return atomic_load_explicit(&call->cancelled, memory_order_relaxed);
+}
+
+const char *tk_rpc_trace(const tk_rpc_call *call)
+{
+    return call->trace;
+}
+
+void tk_rpc_note(tk_rpc_call *call, uint64_t images, uint64_t version)
+{
+    call->images = images;
+    call->version = version;
+}
+
+int tk_rpc_code(tk_err err)
+{
+    return (int)tk__status_code(err);
 }
 
 void tk_rpc_set_user(tk_rpc_call *call, void *user)

@@ -84,7 +84,11 @@ struct tk_rpc_call {
     tk_identity identity;
     bool by_certificate; /* `identity` is a certificate's, and there is no token */
     char *peer;          /* gpr's */
-    int64_t deadline_ns;
+    int64_t deadline_ns, begun_ns;
+    int64_t over_ns;          /* lock until over, then fixed */
+    char trace[33];           /* "" or 32 hex digits */
+    uint64_t images, version; /* tk_rpc_note() */
+    uint64_t bytes;           /* the callbacks'; of messages received */
     atomic_uint refs;
     atomic_bool cancelled;
     tk__rpc_tag closed, received, sent, unused;
@@ -172,6 +176,7 @@ void tk__rpc_call_do(tk_rpc_call *call, unsigned what, tk__rpc_scratch *scratch)
 /* The same on the thread that the method's kind asks for: at once, or a worker. Completion-queue
  * thread. */
 void tk__rpc_call_schedule(tk_rpc_call *call, unsigned what);
+int64_t tk__rpc_now_ns(void); /* CLOCK_MONOTONIC */
 /* on_free, and everything is gone. */
 void tk__rpc_call_free(tk_rpc_call *call);
 
@@ -185,6 +190,11 @@ bool tk__rpc_idle_add(tk_rpc_call *call);
 void tk__rpc_idle_remove(tk_rpc_call *call);
 /* Ends those that wait, and from now on those that would. */
 void tk__rpc_idle_stop(tk__rpc_idle *idle);
+
+/* -- rpc_trace.c -- */
+/* The trace id of a `traceparent` header (W3C Trace Context, 55 characters) into out[33]; "" and
+ * false when it is malformed. */
+bool tk__rpc_trace_parse(const uint8_t *text, size_t len, char *out);
 
 /* -- rpc_send.c -- */
 void tk__rpc_on_sent(void *self, bool ok);

@@ -286,7 +286,10 @@ static void decode_step_locked(tk_batcher *b, tk__tenant *t)
     tk_infer_image *image = take_image_locked(b, t, &finished);
     if (image) {
         pthread_mutex_unlock(&b->lock);
+        const int64_t begun = now_ns();
+        image->waited_ns = begun - image->infer->submitted_ns;
         const tk_err err = decode(b, image);
+        tk_metrics_observe(b->opts.metrics, TK_STAGE_DECODE, now_ns() - begun);
         pthread_mutex_lock(&b->lock);
         b->decoding--;
         tk_infer *r = image->infer;
@@ -417,8 +420,11 @@ static size_t take_batch_locked(tk_batcher *b, tk_infer **finished)
 
 static void run_batch(tk_batcher *b, size_t n)
 {
+    const int64_t begun = now_ns();
     for (size_t i = 0; i < n; i++) {
         const tk_infer_image *image = b->batch[i];
+        tk_metrics_observe(b->opts.metrics, TK_STAGE_QUEUE,
+                           image->waited_ns + begun - image->ready_ns);
         const tk_infer *r = image->infer;
         const size_t index = (size_t)(image - r->images);
         size_t per_image = 0;
@@ -436,7 +442,10 @@ static void run_batch(tk_batcher *b, size_t n)
                                  .k = r->k,
                                  .top = r->tops + index * per_image};
     }
-    tk_snapshot_run(b->batch[0]->infer->snapshot, n, b->passes);
+    tk_snapshot *snapshot = b->batch[0]->infer->snapshot;
+    tk_snapshot_run(snapshot, n, b->passes);
+    tk_metrics_pass(b->opts.metrics, n, tk_snapshot_trunk_ns(snapshot),
+                    tk_snapshot_heads_ns(snapshot));
     for (size_t i = 0; i < n; i++) {
         tk_free(b->batch[i]->canvas);
         b->batch[i]->canvas = NULL;
@@ -507,6 +516,7 @@ tk_err tk_batcher_submit(tk_batcher *b, tk_infer *r, tk_diag *diag)
     r->bytes = 0;
     for (size_t i = 0; i < r->n_images; i++)
         r->bytes += r->images[i].size;
+    r->submitted_ns = now_ns();
     r->left = r->n_images;
     r->started = 0;
     r->err = TK_OK;

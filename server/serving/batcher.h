@@ -26,6 +26,7 @@
 
 #include <stdbool.h>
 
+#include "metrics.h"
 #include "serving/snapshot.h"
 
 typedef struct tk_batcher tk_batcher;
@@ -40,6 +41,7 @@ typedef struct tk_batcher_opts {
     unsigned decode_threads;                    /* 0: one per online core */
     tk_image_limits image_limits;
     int64_t (*clock)(void); /* for tests, with no max_delay_us; NULL: CLOCK_MONOTONIC */
+    tk_metrics *metrics; /* borrowed; may be NULL */
 } tk_batcher_opts;
 
 typedef struct tk_infer tk_infer;
@@ -66,7 +68,7 @@ typedef struct tk_infer_image {
     /* the batcher's: */
     tk_infer *infer;
     uint8_t *canvas;
-    int64_t ready_ns;
+    int64_t ready_ns, waited_ns;          /* waited_ns: from submit to its decoding */
     struct tk_infer_image *next;          /* of its tenant's that are ready */
     struct tk_infer_image *newer, *older; /* of all that are ready */
 } tk_infer_image;
@@ -91,6 +93,7 @@ struct tk_infer {
     void (*done)(tk_infer *infer, tk_err err, const char *reason);
     uint32_t retry_ms; /* out, when submit refuses: try again after so long; 0: it is no use */
     /* the batcher's, under its lock: */
+    int64_t submitted_ns;
     size_t started; /* images given to a decode thread */
     size_t left;    /* images not done with */
     size_t bytes;

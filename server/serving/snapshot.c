@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "engine/linear.h"
 #include "engine/mem.h"
@@ -34,6 +35,7 @@ struct tk_snapshot {
     float *inputs;   /* [threads][stack's widest] */
     float *logits;   /* [threads][max_classes] */
     tk_top *ranking; /* [threads][max_classes] */
+    int64_t trunk_ns, heads_ns;
 };
 
 static void destroy(tk_snapshot *s)
@@ -357,13 +359,34 @@ static bool mark_rows(tk_snapshot *s, size_t n, const tk_pass *passes)
     return any;
 }
 
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 void tk_snapshot_run(tk_snapshot *s, size_t n, const tk_pass *passes)
 {
     run_ctx ctx = {s, passes};
+    const int64_t begun = now_ns();
     tk_pool_run(s->pool, n, render_one, &ctx);
     tk_plan_run_side(s->plan, n, s->input, s->vectors, mark_rows(s, n, passes) ? s->z : NULL,
                      s->rows);
+    const int64_t middle = now_ns();
     tk_pool_run(s->pool, n, answer_one, &ctx);
+    s->trunk_ns = middle - begun;
+    s->heads_ns = now_ns() - middle;
+}
+
+int64_t tk_snapshot_trunk_ns(const tk_snapshot *s)
+{
+    return s->trunk_ns;
+}
+
+int64_t tk_snapshot_heads_ns(const tk_snapshot *s)
+{
+    return s->heads_ns;
 }
 
 struct tk_current {

@@ -20,6 +20,7 @@
 #include "frames.h"
 #include "json.h"
 #include "load.h"
+#include "quantile.h"
 #include "tally.h"
 #include "term.h"
 #include "trunkd/v1/jobs.pb-c.h"
@@ -524,6 +525,23 @@ static void a_field_of_csv_is_quoted_when_it_must_be(void **state)
     free(text);
 }
 
+static void quantiles_lie_within_their_bucket(void **state)
+{
+    (void)state;
+    static const double bounds[] = {1, 2, 4};
+    static const uint64_t none[4] = {0}, even[4] = {2, 2, 2, 0}, last[4] = {0, 0, 0, 5},
+                          gap[4] = {1, 0, 1, 0};
+    assert_true(isnan(tk__quantile(3, bounds, none, 0.5)));
+    assert_true(isnan(tk__quantile(0, bounds, even, 0.5)));
+    assert_float_equal(tk__quantile(3, bounds, even, 0.5), 1.5, 1e-12);
+    assert_float_equal(tk__quantile(3, bounds, even, 0), 0, 1e-12);
+    assert_float_equal(tk__quantile(3, bounds, even, 1), 4, 1e-12);
+    assert_float_equal(tk__quantile(3, bounds, even, 0.99), 3.94F, 1e-6);
+    assert_float_equal(tk__quantile(3, bounds, gap, 0.5), 1, 1e-12);
+    assert_float_equal(tk__quantile(3, bounds, gap, 0.75), 3, 1e-12);
+    assert_float_equal(tk__quantile(3, bounds, last, 0.5), 4, 1e-12); /* beyond the last bound */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -548,6 +566,7 @@ int main(void)
         cmocka_unit_test(a_stream_is_cut_into_its_frames),
         cmocka_unit_test(garbage_has_no_frames),
         cmocka_unit_test(load_counts_requests_failures_and_versions),
+        cmocka_unit_test(quantiles_lie_within_their_bucket),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -201,6 +201,10 @@ expect 0 '^3 \* ' admin versions
 expect 0 '^4 \* ' admin rollback 1
 expect 0 'version +4' admin status
 expect 0 '"isa"' admin status --json
+expect 0 '^requests .* in flight$' admin top --once --interval 0.2
+expect 0 '"requests_per_s":' admin top --once --interval 0.2 --json
+expect 2 '0.1 to 3600' admin top --interval 0
+expect 1 'PERMISSION_DENIED' alice top --once
 expect 1 'No such file' admin trunk import "$work/none"
 expect 1 '(INVALID_ARGUMENT|FAILED_PRECONDITION)' admin trunk import "$work/labels.csv"
 

@@ -40,6 +40,8 @@ static void a_flag_wins_over_its_variable(void **state)
     assert_int_equal(c.batch, 16);
     assert_float_equal(c.delay_ms, 2, 0);
     assert_string_equal(c.listen, "127.0.0.1:7700");
+    assert_null(c.http); /* names of tenants are told only where somebody asked for it */
+    assert_string_equal(c.access_log, "no");
     assert_true(c.store && strstr(c.store, "trunkd"));
     assert_int_equal(parse(&c, &diag, "--px", "32"), TK_OK);
     assert_int_equal(c.px, 32);
@@ -99,6 +101,8 @@ static void a_bad_value_is_named_with_what_is_allowed(void **state)
         {"--listen", ""},
         {"--precision", "fp16"},
         {"--precision", ""},
+        {"--http", ""},
+        {"--access-log", "1"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         tk_config c;

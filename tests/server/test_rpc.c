@@ -372,6 +372,83 @@ static void deadline_ends_a_call_that_nobody_answers(void **state)
     tk_client_close(client);
 }
 
+/* -- what is told of calls that ended -- */
+
+enum { ENDED_MAX = 16 };
+
+static struct ended {
+    char path[64], who[64];
+    int code;
+    uint64_t bytes;
+    int64_t ns;
+} ended[ENDED_MAX];             /* ended_lock */
+static size_t n_ended, n_began; /* ended_lock */
+static pthread_mutex_t ended_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void note_began(void *ctx)
+{
+    (void)ctx;
+    pthread_mutex_lock(&ended_lock);
+    n_began++;
+    pthread_mutex_unlock(&ended_lock);
+}
+
+static void note_ended(void *ctx, const tk_rpc_ended *call)
+{
+    (void)ctx;
+    pthread_mutex_lock(&ended_lock);
+    struct ended *e = &ended[n_ended++ % ENDED_MAX];
+    snprintf(e->path, sizeof e->path, "%s", call->path ? call->path : "-");
+    snprintf(e->who, sizeof e->who, "%s", call->who->name);
+    e->code = call->code;
+    e->bytes = call->bytes;
+    e->ns = call->duration_ns;
+    pthread_mutex_unlock(&ended_lock);
+}
+
+static const struct ended *find_ended(const char *path, int code)
+{
+    for (size_t i = 0; i < n_ended && i < ENDED_MAX; i++)
+        if (strcmp(ended[i].path, path) == 0 && ended[i].code == code) return &ended[i];
+    fail_msg("no call of %s ended with %d", path, code);
+    return NULL;
+}
+
+static void each_call_is_told_once_with_how_it_ended(void **state)
+{
+    (void)state;
+    rpc_fixture f;
+    rpc_fixture_start(&f, &(tk_rpc_opts){.began = note_began, .ended = note_ended});
+    tk_client *alice = rpc_fixture_tenant(&f), *nobody = tk_client_open(f.address, NULL);
+    tk_client_status status;
+    assert_int_equal(rpc_fixture_classify(alice, CLASSIFY, 1000, "a", 30000, &status),
+                     TK_CLIENT_OK);
+    assert_int_equal(rpc_fixture_classify(nobody, LATER, 10, "a", 30000, &status),
+                     TK_CLIENT_UNAUTHENTICATED);
+    assert_int_equal(call_raw(alice, "/no.such/Method", "", 0, &status), TK_CLIENT_UNIMPLEMENTED);
+    tk_client_call *call = start_upload(alice, UPLOAD, "cars");
+    assert_true(send_image(call, 1000));
+    assert_true(rpc_fixture_wait(&f, EV_MESSAGE, 2));
+    tk_client_cancel(call);
+    assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_CANCELLED);
+    rpc_fixture_gate(&f, false);
+    assert_int_equal(rpc_fixture_classify(alice, PARK, 10, "a", 300, &status),
+                     TK_CLIENT_DEADLINE_EXCEEDED);
+    tk_client_close(alice);
+    tk_client_close(nobody);
+    rpc_fixture_stop(&f); /* from here on nothing is added */
+    assert_int_equal(n_ended, 5);
+    assert_int_equal(n_began, 5);
+    const struct ended *e = find_ended(CLASSIFY, 0);
+    assert_string_equal(e->who, "alice");
+    assert_true(e->bytes > 1000 && e->bytes < 1100);
+    assert_true(e->ns > 0 && e->ns < INT64_C(60000000000));
+    assert_string_equal(find_ended(LATER, TK_CLIENT_UNAUTHENTICATED)->who, "");
+    find_ended("-", TK_CLIENT_UNIMPLEMENTED);
+    assert_true(find_ended(UPLOAD, TK_CLIENT_CANCELLED)->bytes > 1000);
+    find_ended(PARK, TK_CLIENT_DEADLINE_EXCEEDED);
+}
+
 /* -- health, addresses -- */
 
 static int check_health(tk_client *client, const char *service, tk_client_status *status)
@@ -497,6 +574,7 @@ int main(void)
         CASE(message_that_grows_in_memory_is_refused),
         CASE(unary_call_without_a_message_is_refused),
         CASE(unknown_method_is_named),
+        cmocka_unit_test(each_call_is_told_once_with_how_it_ended),
         CASE(message_over_the_methods_limit_is_refused_with_limit_and_size),
         CASE(token_is_checked_before_the_body_is_read),
         CASE(wrong_role_is_refused_with_the_right_one),
