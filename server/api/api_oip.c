@@ -162,9 +162,8 @@ static char *put_platform(tk__region *region, const tk_snapshot *snapshot)
     return tk__print(region, "trunkd_%s", tk_arch_name(tk_snapshot_arch(snapshot)));
 }
 
-static Inference__ModelMetadataResponse *put_metadata(tk__region *region, const tk_rpc_call *call,
-                                                      const tk_snapshot *snapshot,
-                                                      const tk_head *head)
+static void *put_metadata(tk__region *region, const tk_rpc_call *call, const tk_snapshot *snapshot,
+                          const tk_head *head)
 {
     Inference__ModelMetadataResponse *m =
         tk__new(region, &inference__model_metadata_response__descriptor);
@@ -183,20 +182,29 @@ static Inference__ModelMetadataResponse *put_metadata(tk__region *region, const 
     return m;
 }
 
-void tk__oip_model_metadata(tk_rpc_call *call, const ProtobufCMessage *message)
+/* What `put` makes of the model. */
+typedef void *put_model(tk__region *region, const tk_rpc_call *call, const tk_snapshot *snapshot,
+                        const tk_head *head);
+
+static void describe(tk_rpc_call *call, const char *name, const char *version, put_model *put)
 {
-    const Inference__ModelMetadataRequest *in = (const Inference__ModelMetadataRequest *)message;
     tk_diag diag = {{0}};
     tk_snapshot *snapshot;
     const tk_head *head;
-    const tk_err err = tk__oip_find(call, in->name, in->version, &snapshot, &head, &diag);
+    const tk_err err = tk__oip_find(call, name, version, &snapshot, &head, &diag);
     if (err != TK_OK) {
         tk__fail(call, err, &diag);
         return;
     }
     tk__region region = {NULL, false};
-    tk__reply(call, &region, put_metadata(&region, call, snapshot, head));
+    tk__reply(call, &region, put(&region, call, snapshot, head));
     tk_snapshot_unref(snapshot);
+}
+
+void tk__oip_model_metadata(tk_rpc_call *call, const ProtobufCMessage *message)
+{
+    const Inference__ModelMetadataRequest *in = (const Inference__ModelMetadataRequest *)message;
+    describe(call, in->name, in->version, put_metadata);
 }
 
 /* -- configuration -- */
@@ -260,8 +268,8 @@ static Inference__ModelOutput *put_output(tk__region *region, const tk_head *hea
     return m;
 }
 
-static Inference__ModelConfigResponse *put_config(tk__region *region, const tk_rpc_call *call,
-                                                  const tk_snapshot *snapshot, const tk_head *head)
+static void *put_config(tk__region *region, const tk_rpc_call *call, const tk_snapshot *snapshot,
+                        const tk_head *head)
 {
     Inference__ModelConfigResponse *out =
         tk__new(region, &inference__model_config_response__descriptor);
@@ -284,17 +292,7 @@ static Inference__ModelConfigResponse *put_config(tk__region *region, const tk_r
 void tk__oip_model_config(tk_rpc_call *call, const ProtobufCMessage *message)
 {
     const Inference__ModelConfigRequest *in = (const Inference__ModelConfigRequest *)message;
-    tk_diag diag = {{0}};
-    tk_snapshot *snapshot;
-    const tk_head *head;
-    const tk_err err = tk__oip_find(call, in->name, in->version, &snapshot, &head, &diag);
-    if (err != TK_OK) {
-        tk__fail(call, err, &diag);
-        return;
-    }
-    tk__region region = {NULL, false};
-    tk__reply(call, &region, put_config(&region, call, snapshot, head));
-    tk_snapshot_unref(snapshot);
+    describe(call, in->name, in->version, put_config);
 }
 
 /* -- the index -- */
