@@ -199,7 +199,8 @@ static void take(generator *g, tk_client_done *done)
     flight *f = done->tag;
     const int64_t now = tk__now_ns();
     const tk__gen_end kind = kind_of(g, done->status.code, now - f->sent_ns);
-    if (f->meant_ns >= g->counted_ns && f->meant_ns < end_of(g)) count(g, f, done, kind, now);
+    const int64_t when = g->opts->concurrency ? now : f->meant_ns;
+    if (when >= g->counted_ns && when < end_of(g)) count(g, f, done, kind, now);
     tk_client_free_message(done->answer);
     free(f);
     pthread_mutex_lock(&g->lock);

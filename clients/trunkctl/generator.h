@@ -1,8 +1,9 @@
 /* A load generator: many unary calls in flight at a server, either N at any time (closed loop: the
  * next call starts when one ends) or at the times of a Poisson process (open loop: whatever the
- * server does). Counted are the calls whose time to start lies between the warm-up's end and the
- * end; latency in the open loop counts from when the call was *meant* to start, so that a server
- * that stalls, or a generator that is late, cannot hide what its clients would have waited.
+ * server does). Between the warm-up's end and the end it counts: closed loop the calls that end
+ * then, open loop those that are meant to start then, however long they take. Latency in the open
+ * loop counts from when the call was *meant* to start, so that a server that stalls, or a generator
+ * that is late, cannot hide what its clients would have waited.
  *
  * Threads: one takes the answers (and, closed loop, starts the next call), one starts calls at
  * their times (open loop), and the caller's watches over both. */
