@@ -6,12 +6,12 @@
  *
  * DIR must be there; it gets store/, tokens (a line for each tenant), token (the first of them) and
  * pictures/. */
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "../server/fixture.h"
 #include "engine/mem.h"
@@ -26,36 +26,33 @@ static void must(tk_err err, const tk_diag *diag)
     exit(1);
 }
 
-static FILE *open_file(const char *dir, const char *name)
+static void give_up(const char *what)
 {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *file = fopen(path, "wb");
-    if (file) return file;
-    perror(path);
+    perror(what);
     exit(1);
+}
+
+static FILE *open_file(const char *name)
+{
+    FILE *file = fopen(name, "wb");
+    if (!file) give_up(name);
+    return file;
 }
 
 static void close_file(FILE *file)
 {
     const bool failed = ferror(file) != 0;
-    if (fclose(file) == 0 && !failed) return;
-    perror("serving_store");
-    exit(1);
+    if (fclose(file) != 0 || failed) give_up("serving_store");
 }
 
-static void write_pictures(const char *dir)
+static void write_pictures(void)
 {
-    char name[4096];
-    snprintf(name, sizeof name, "%s/pictures", dir);
-    if (mkdir(name, 0700) != 0) {
-        perror(name);
-        exit(1);
-    }
+    if (mkdir("pictures", 0700) != 0) give_up("pictures");
     for (unsigned i = 0; i < PICTURES; i++) {
-        const fixture_bytes picture = fixture_jpeg(WIDTH, HEIGHT, i + 1);
+        char name[32];
         snprintf(name, sizeof name, "pictures/%02u.jpg", i);
-        FILE *file = open_file(dir, name);
+        const fixture_bytes picture = fixture_jpeg(WIDTH, HEIGHT, i + 1);
+        FILE *file = open_file(name);
         fwrite(picture.data, 1, picture.size, file);
         close_file(file);
         free(picture.data);
@@ -63,10 +60,9 @@ static void write_pictures(const char *dir)
 }
 
 /* The tenants, their tokens in files, and a head of each in the model. */
-static void add_tenants(tk_store *store, const char *dir, tk_model *model, int64_t *tenants,
-                        unsigned n)
+static void add_tenants(tk_store *store, tk_model *model, int64_t *tenants, unsigned n)
 {
-    FILE *all = open_file(dir, "tokens"), *first = open_file(dir, "token");
+    FILE *all = open_file("tokens"), *first = open_file("token");
     for (unsigned i = 0; i < n; i++) {
         char name[32], id[64];
         tk_diag diag = {{0}};
@@ -132,18 +128,17 @@ int main(int argc, char **argv)
     }
     must(tk_arch_parse(argv[2], &arch, &diag), &diag);
     must(tk_arch_check_px(arch, (unsigned)px, &diag), &diag);
-    char path[4096];
-    snprintf(path, sizeof path, "%s/store", argv[1]);
+    if (chdir(argv[1]) != 0) give_up(argv[1]);
     tk_store *store;
-    must(tk_store_open(&store, path, NULL, &diag), &diag);
+    must(tk_store_open(&store, "store", NULL, &diag), &diag);
     const tk_preproc preproc = tk_preproc_default((unsigned)px);
     tk_model *model;
     must(tk_model_create(&model, arch, &preproc, &diag), &diag);
     tk_params_init(model->trunk, 1);
-    add_tenants(store, argv[1], model, tenants, (unsigned)n);
+    add_tenants(store, model, tenants, (unsigned)n);
     commit(store, model, tenants, tk_arch_name(arch));
     tk_model_destroy(model);
     tk_store_close(store);
-    write_pictures(argv[1]);
+    write_pictures();
     return 0;
 }
