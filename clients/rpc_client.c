@@ -1,14 +1,18 @@
-/* The synchronous client. Every call has its own completion queue of the "pluck" kind: an operation
+/* The client. Every synchronous call has its own completion queue of the "pluck" kind: an operation
  * is started under a tag and the calling thread waits for that tag alone, so nothing here needs a
  * lock.
  *
  * The status operation is started together with the call and plucked last. The core ends it when
  * the server has ended the call and all messages are read, when the deadline has passed or when the
  * call was cancelled; the operations before it then come back without success, which is how send
- * and receive learn of the end. */
+ * and receive learn of the end.
+ *
+ * Calls of a tk_client_queue share one completion queue of the "next" kind. Each is one batch of
+ * all its operations, and so one event, whose tag is the call. */
 #include "rpc_client.h"
 
 #include <limits.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -266,23 +270,41 @@ static void start_batches(const tk_client *client, tk_client_call *call)
     if (client->header) grpc_slice_unref(token.value);
 }
 
-tk_client_call *tk_client_start(tk_client *client, const char *path,
-                                const ProtobufCMessageDescriptor *out_type, unsigned timeout_ms)
+/* Fills a zeroed call; its queue is `queue`. */
+static void init_call(tk_client_call *call, const tk_client *client, const char *path,
+                      const ProtobufCMessageDescriptor *out_type, unsigned timeout_ms,
+                      grpc_completion_queue *queue)
 {
-    tk_client_call *call = calloc(1, sizeof *call);
-    if (!call) return NULL;
     call->client = client;
     call->out_type = out_type;
     call->code = GRPC_STATUS_UNKNOWN;
     call->details = grpc_empty_slice();
     grpc_metadata_array_init(&call->initial);
     grpc_metadata_array_init(&call->trailing);
-    call->queue = grpc_completion_queue_create_for_pluck(NULL);
+    call->queue = queue;
     grpc_slice method = grpc_slice_from_copied_string(path);
     call->grpc = grpc_channel_create_call(
         client->channel, NULL, GRPC_PROPAGATE_DEFAULTS, call->queue, method, NULL,
         timeout_ms ? in_ms(timeout_ms) : gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
     grpc_slice_unref(method);
+}
+
+/* All but the queue. */
+static void fini_call(tk_client_call *call)
+{
+    grpc_slice_unref(call->details);
+    grpc_metadata_array_destroy(&call->initial);
+    grpc_metadata_array_destroy(&call->trailing);
+    grpc_call_unref(call->grpc);
+}
+
+tk_client_call *tk_client_start(tk_client *client, const char *path,
+                                const ProtobufCMessageDescriptor *out_type, unsigned timeout_ms)
+{
+    tk_client_call *call = calloc(1, sizeof *call);
+    if (!call) return NULL;
+    init_call(call, client, path, out_type, timeout_ms,
+              grpc_completion_queue_create_for_pluck(NULL));
     start_batches(client, call);
     return call;
 }
@@ -329,11 +351,9 @@ static grpc_byte_buffer *receive_buffer(tk_client_call *call)
     return buffer;
 }
 
-ProtobufCMessage *tk_client_receive(tk_client_call *call)
+/* Takes the buffer. NULL: it is no message of the call's type. */
+static ProtobufCMessage *unpack(tk_client_call *call, grpc_byte_buffer *buffer)
 {
-    if (!call) return NULL;
-    grpc_byte_buffer *buffer = receive_buffer(call);
-    if (!buffer) return NULL;
     ProtobufCMessage *message = NULL;
     grpc_byte_buffer_reader reader;
     if (grpc_byte_buffer_reader_init(&reader, buffer)) {
@@ -344,10 +364,17 @@ ProtobufCMessage *tk_client_receive(tk_client_call *call)
         grpc_byte_buffer_reader_destroy(&reader);
     }
     grpc_byte_buffer_destroy(buffer);
-    if (!message) {
-        call->bad_answer = true;
-        tk_client_cancel(call);
-    }
+    call->bad_answer = !message;
+    return message;
+}
+
+ProtobufCMessage *tk_client_receive(tk_client_call *call)
+{
+    if (!call) return NULL;
+    grpc_byte_buffer *buffer = receive_buffer(call);
+    if (!buffer) return NULL;
+    ProtobufCMessage *message = unpack(call, buffer);
+    if (!message) tk_client_cancel(call);
     return message;
 }
 
@@ -441,13 +468,16 @@ int tk_client_finish(tk_client_call *call, tk_client_status *status)
     grpc_completion_queue_pluck(call->queue, &tag_initial, forever, NULL);
     grpc_completion_queue_pluck(call->queue, &tag_status, forever, NULL);
     write_status(call, status);
-    grpc_slice_unref(call->details);
-    grpc_metadata_array_destroy(&call->initial);
-    grpc_metadata_array_destroy(&call->trailing);
-    grpc_call_unref(call->grpc);
+    fini_call(call);
     destroy_queue(call->queue);
     free(call);
     return status->code;
+}
+
+static void sent_none(const ProtobufCMessageDescriptor *out_type, tk_client_status *status)
+{
+    status->code = TK_CLIENT_INTERNAL;
+    snprintf(status->text, sizeof status->text, "the server sent no %s", out_type->name);
 }
 
 bool tk_client_unary(tk_client *client, const char *path, const ProtobufCMessage *in,
@@ -457,12 +487,173 @@ bool tk_client_unary(tk_client *client, const char *path, const ProtobufCMessage
     *out = NULL;
     tk_client_call *call = tk_client_start(client, path, out_type, timeout_ms);
     if (tk_client_send(call, in) && tk_client_send_end(call)) *out = tk_client_receive(call);
-    if (tk_client_finish(call, status) == TK_CLIENT_OK && !*out) {
-        status->code = TK_CLIENT_INTERNAL;
-        snprintf(status->text, sizeof status->text, "the server sent no %s", out_type->name);
-    }
+    if (tk_client_finish(call, status) == TK_CLIENT_OK && !*out) sent_none(out_type, status);
     if (status->code == TK_CLIENT_OK) return true;
     tk_client_free_message(*out);
     *out = NULL;
     return false;
+}
+
+/* -- many unary calls -- */
+
+struct tk_client_packed {
+    grpc_slice bytes;
+};
+
+typedef struct queued_call {
+    tk_client_call call; /* its queue is the tk_client_queue's */
+    void *tag;
+    grpc_byte_buffer *received;
+    struct queued_call *before, *after; /* in flight; the queue's lock */
+} queued_call;
+
+struct tk_client_queue {
+    grpc_completion_queue *queue;
+    pthread_mutex_t lock;
+    queued_call *in_flight; /* lock */
+};
+
+tk_client_packed *tk_client_pack(const ProtobufCMessage *message)
+{
+    tk_client_packed *packed = malloc(sizeof *packed);
+    if (!packed) return NULL;
+    packed->bytes = grpc_slice_malloc(protobuf_c_message_get_packed_size(message));
+    protobuf_c_message_pack(message, GRPC_SLICE_START_PTR(packed->bytes));
+    return packed;
+}
+
+size_t tk_client_packed_size(const tk_client_packed *packed)
+{
+    return GRPC_SLICE_LENGTH(packed->bytes);
+}
+
+void tk_client_packed_free(tk_client_packed *packed)
+{
+    if (!packed) return;
+    grpc_slice_unref(packed->bytes);
+    free(packed);
+}
+
+tk_client_queue *tk_client_queue_create(void)
+{
+    tk_client_queue *queue = calloc(1, sizeof *queue);
+    if (!queue) return NULL;
+    if (pthread_mutex_init(&queue->lock, NULL) != 0) {
+        free(queue);
+        return NULL;
+    }
+    grpc_init();
+    queue->queue = grpc_completion_queue_create_for_next(NULL);
+    return queue;
+}
+
+void tk_client_queue_destroy(tk_client_queue *queue)
+{
+    if (!queue) return;
+    const gpr_timespec forever = gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    grpc_completion_queue_shutdown(queue->queue);
+    while (grpc_completion_queue_next(queue->queue, forever, NULL).type != GRPC_QUEUE_SHUTDOWN) {
+    }
+    grpc_completion_queue_destroy(queue->queue);
+    grpc_shutdown();
+    pthread_mutex_destroy(&queue->lock);
+    free(queue);
+}
+
+static void link_call(tk_client_queue *queue, queued_call *q)
+{
+    pthread_mutex_lock(&queue->lock);
+    q->after = queue->in_flight;
+    if (q->after) q->after->before = q;
+    queue->in_flight = q;
+    pthread_mutex_unlock(&queue->lock);
+}
+
+static void unlink_call(tk_client_queue *queue, queued_call *q)
+{
+    pthread_mutex_lock(&queue->lock);
+    if (q->after) q->after->before = q->before;
+    if (q->before)
+        q->before->after = q->after;
+    else
+        queue->in_flight = q->after;
+    pthread_mutex_unlock(&queue->lock);
+}
+
+/* The whole call as one batch; its event's tag is `q`. */
+static bool start_whole(queued_call *q, const tk_client_packed *in, const char *header)
+{
+    tk_client_call *call = &q->call;
+    grpc_slice bytes = grpc_slice_ref(in->bytes);
+    grpc_byte_buffer *message = grpc_raw_byte_buffer_create(&bytes, 1);
+    grpc_slice_unref(bytes);
+    grpc_metadata token = {.key = grpc_slice_from_static_string("authorization")};
+    if (header) token.value = grpc_slice_from_copied_string(header);
+    const grpc_op ops[] = {
+        {.op = GRPC_OP_SEND_INITIAL_METADATA,
+         .data.send_initial_metadata = {.count = header ? 1 : 0, .metadata = &token}},
+        {.op = GRPC_OP_SEND_MESSAGE, .data.send_message.send_message = message},
+        {.op = GRPC_OP_SEND_CLOSE_FROM_CLIENT},
+        {.op = GRPC_OP_RECV_INITIAL_METADATA,
+         .data.recv_initial_metadata.recv_initial_metadata = &call->initial},
+        {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &q->received},
+        {.op = GRPC_OP_RECV_STATUS_ON_CLIENT,
+         .data.recv_status_on_client = {.trailing_metadata = &call->trailing,
+                                        .status = &call->code,
+                                        .status_details = &call->details}},
+    };
+    const bool started =
+        grpc_call_start_batch(call->grpc, ops, sizeof ops / sizeof *ops, q, NULL) == GRPC_CALL_OK;
+    grpc_byte_buffer_destroy(message);
+    if (header) grpc_slice_unref(token.value);
+    return started;
+}
+
+bool tk_client_queue_start(tk_client_queue *queue, tk_client *client, const tk_client_ask *ask)
+{
+    char *own = ask->token ? bearer(ask->token) : NULL;
+    if (ask->token && !own) return false;
+    queued_call *q = calloc(1, sizeof *q);
+    bool started = false;
+    if (q) {
+        q->tag = ask->tag;
+        init_call(&q->call, client, ask->path, ask->out_type, ask->timeout_ms, queue->queue);
+        link_call(queue, q);
+        started = start_whole(q, ask->in, own ? own : client->header);
+        if (!started) {
+            unlink_call(queue, q);
+            fini_call(&q->call);
+            free(q);
+        }
+    }
+    free(own);
+    return started;
+}
+
+bool tk_client_queue_next(tk_client_queue *queue, unsigned wait_ms, tk_client_done *done)
+{
+    const grpc_event event = grpc_completion_queue_next(queue->queue, in_ms(wait_ms), NULL);
+    if (event.type != GRPC_OP_COMPLETE) return false;
+    queued_call *q = event.tag;
+    unlink_call(queue, q);
+    done->tag = q->tag;
+    done->answer = q->received ? unpack(&q->call, q->received) : NULL;
+    write_status(&q->call, &done->status);
+    if (done->status.code == TK_CLIENT_OK && !done->answer)
+        sent_none(q->call.out_type, &done->status);
+    if (done->status.code != TK_CLIENT_OK) {
+        tk_client_free_message(done->answer);
+        done->answer = NULL;
+    }
+    fini_call(&q->call);
+    free(q);
+    return true;
+}
+
+void tk_client_queue_cancel(tk_client_queue *queue)
+{
+    pthread_mutex_lock(&queue->lock);
+    for (queued_call *q = queue->in_flight; q; q = q->after)
+        tk_client_cancel(&q->call);
+    pthread_mutex_unlock(&queue->lock);
 }

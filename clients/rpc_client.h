@@ -1,5 +1,6 @@
-/* A small synchronous gRPC client on the C core, for trunkctl and the tests. Messages are
- * protobuf-c messages; nobody else in clients/ sees a grpc.h type.
+/* A small gRPC client on the C core, for trunkctl and the tests: synchronous calls of any kind, and
+ * many unary ones at a time by a queue. Messages are protobuf-c messages; nobody else in clients/
+ * sees a grpc.h type.
  *
  *     tk_client *client = tk_client_open("127.0.0.1:7600", token);
  *     tk_client_status status;
@@ -16,6 +17,7 @@
  * A stream, either way: start, send..., send_end, receive until NULL, finish.
  *
  * Threads: a client may be shared by many; a call belongs to one thread, except tk_client_cancel.
+ * Of a queue any thread may start calls while one takes the answers.
  */
 #ifndef CLIENTS_RPC_CLIENT_H
 #define CLIENTS_RPC_CLIENT_H
@@ -111,5 +113,43 @@ void tk_client_cancel(tk_client_call *call);
 /* Waits for the status, writes it, frees the call. Messages not received are dropped. Returns
  * status->code. NULL is an UNKNOWN "out of memory". */
 int tk_client_finish(tk_client_call *call, tk_client_status *status);
+
+/* -- many unary calls in flight -- */
+
+/* A message packed once, to be sent any number of times without a copy. */
+typedef struct tk_client_packed tk_client_packed;
+tk_client_packed *tk_client_pack(const ProtobufCMessage *message); /* NULL: out of memory */
+size_t tk_client_packed_size(const tk_client_packed *packed);
+void tk_client_packed_free(tk_client_packed *packed); /* also while in flight; NULL is fine */
+
+/* Where the answers of calls arrive, in the order of their ends. */
+typedef struct tk_client_queue tk_client_queue;
+tk_client_queue *tk_client_queue_create(void); /* NULL: out of memory */
+/* Every call that was started must have come back. NULL is fine. */
+void tk_client_queue_destroy(tk_client_queue *queue);
+
+/* One call. `path` and `out_type` must live as long as it; the rest is copied or counted. */
+typedef struct tk_client_ask {
+    const char *path;
+    const tk_client_packed *in;
+    const ProtobufCMessageDescriptor *out_type;
+    const char *token;   /* in place of the client's own; NULL: that */
+    unsigned timeout_ms; /* 0: no deadline */
+    void *tag;           /* comes back */
+} tk_client_ask;
+
+typedef struct tk_client_done {
+    void *tag;
+    ProtobufCMessage *answer; /* OK: the caller's, for tk_client_free_message; else NULL */
+    tk_client_status status;
+} tk_client_done;
+
+/* Starts a call and does not wait. False: out of memory, or a token with bytes that no header may
+ * carry; nothing was started. */
+bool tk_client_queue_start(tk_client_queue *queue, tk_client *client, const tk_client_ask *ask);
+/* The next call that has ended, waiting up to `wait_ms` for it. False: none has. */
+bool tk_client_queue_next(tk_client_queue *queue, unsigned wait_ms, tk_client_done *done);
+/* Asks for the end of every call in flight; they still come back. */
+void tk_client_queue_cancel(tk_client_queue *queue);
 
 #endif

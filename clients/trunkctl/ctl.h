@@ -135,6 +135,7 @@ int tk__cmd_version_export(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **ar
 int tk__cmd_trunk_import(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_status(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_top(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
+int tk__cmd_bench(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_health(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 
 #endif

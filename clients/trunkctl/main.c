@@ -178,6 +178,33 @@ static const tk__cmd commands[] = {
      "  trunkctl top --once --interval 10           one view of ten seconds\n"
      "  trunkctl top --json                         one line of JSON per view",
      tk__cmd_top},
+    {"bench", "--images DIR", "load on a server: how much it answers, and how fast",
+     "Closed loop: N calls are in flight at any time, and the next starts when one ends; this "
+     "finds "
+     "how much a\n"
+     "server can answer at most. Open loop: calls come at random times, R a second, as from many "
+     "clients that know\n"
+     "nothing of each other; this finds how long they wait at that load. There latency counts from "
+     "when a call was\n"
+     "meant to start, so no stall hides what its clients would have waited. Refused are calls that "
+     "the server turns\n"
+     "away for its limits; their latency is apart. Images are read into memory first; quantiles "
+     "are at most 1 % too\n"
+     "long. The load is real: not on a server that others need. Ctrl-C ends early, with the "
+     "report.\n\n"
+     "  trunkctl bench --images photos/ --concurrency 32           the most it answers\n"
+     "  trunkctl bench --images photos/ --rate 100 --seconds 60    how long a call takes at "
+     "100/s\n"
+     "  trunkctl bench --images photos/ --rate 900 --deadline-ms 200\n"
+     "                                                             too much: what is answered in "
+     "time?\n"
+     "  trunkctl bench --images photos/ --tokens tenants.txt --admin-token-file admin.token\n"
+     "                                                             a mix of tenants, and the "
+     "server's stages\n"
+     "  trunkctl bench --call health --concurrency 64              calls without a model\n"
+     "  trunkctl bench --images photos/ --csv runs.csv --json      for scripts\n\n"
+     "The exit code is 1 when no call was answered OK; --quiet prints the goodput, calls a second.",
+     tk__cmd_bench},
     {"health", "", "is the server ready? (needs no token)",
      "Asks grpc.health.v1. The exit code is 0 when it is serving.\n\n"
      "  trunkctl health --wait 30                   wait up to 30 seconds for it",
