@@ -12,6 +12,7 @@ packages=(
     libpng-dev libjpeg62-turbo-dev               # images in
     libcmocka-dev                                # tests
     python3-grpcio python3-protobuf              # tests: a foreign client
+    protobuf-compiler protobuf-compiler-grpc     # tests: the examples in docs/
     xz-utils                                     # the demo's photographs
 )
 
