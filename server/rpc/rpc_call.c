@@ -12,8 +12,18 @@
 #include "rpc/rpc_internal.h"
 #include "rpc/status.h"
 
-/* The caller's clock began earlier than ours: it gives up a moment before our deadline. */
-enum { DEADLINE_SLACK_NS = 20000000 };
+enum { DEADLINE_SLACK_NS = 20000000 }; /* at least */
+
+/* Why the core closed a call that had no status yet. The client's clock runs from before its
+ * headers came, so that its cancel at the deadline may be here before the deadline is. */
+static grpc_status_code code_of_close(const tk_rpc_call *call)
+{
+    const int64_t tenth =
+        call->deadline_ns == INT64_MAX ? 0 : (call->deadline_ns - call->begun_ns) / 10;
+    const int64_t slack = tenth > DEADLINE_SLACK_NS ? tenth : DEADLINE_SLACK_NS;
+    return call->over_ns < call->deadline_ns - slack ? GRPC_STATUS_CANCELLED
+                                                     : GRPC_STATUS_DEADLINE_EXCEEDED;
+}
 
 static void on_closed(void *self, bool ok);
 static void on_received(void *self, bool ok);
@@ -214,9 +224,7 @@ static void on_closed(void *self, bool ok)
         const bool tell = !call->over && call->begun && call->method->on_cancel;
         if (!call->over) {
             call->over_ns = tk__rpc_now_ns();
-            call->code = call->over_ns < call->deadline_ns - DEADLINE_SLACK_NS
-                             ? GRPC_STATUS_CANCELLED
-                             : GRPC_STATUS_DEADLINE_EXCEEDED;
+            call->code = code_of_close(call);
         }
         call->over = true;
         call->done = true;

@@ -432,7 +432,7 @@ static void each_call_is_told_once_with_how_it_ended(void **state)
     tk_client_cancel(call);
     assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_CANCELLED);
     rpc_fixture_gate(&f, false);
-    assert_int_equal(rpc_fixture_classify(alice, PARK, 10, "a", 300, &status),
+    assert_int_equal(rpc_fixture_classify(alice, PARK, 10, "a", 3000, &status),
                      TK_CLIENT_DEADLINE_EXCEEDED);
     tk_client_close(alice);
     tk_client_close(nobody);
