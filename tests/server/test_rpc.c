@@ -432,8 +432,9 @@ static void each_call_is_told_once_with_how_it_ended(void **state)
     tk_client_cancel(call);
     assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_CANCELLED);
     rpc_fixture_gate(&f, false);
-    assert_int_equal(rpc_fixture_classify(alice, PARK, 10, "a", 3000, &status),
+    assert_int_equal(rpc_fixture_classify(alice, PARK, 10, "a", 1000, &status),
                      TK_CLIENT_DEADLINE_EXCEEDED);
+    assert_true(rpc_fixture_wait(&f, EV_CANCELLED, 2)); /* the upload, and now this */
     tk_client_close(alice);
     tk_client_close(nobody);
     rpc_fixture_stop(&f); /* from here on nothing is added */
