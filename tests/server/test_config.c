@@ -23,7 +23,7 @@ static char *environment(const char *name)
 
 static tk_err parse(tk_config *c, tk_diag *diag, const char *first, const char *second)
 {
-    char program[] = "trunkd", a[128], b[128];
+    static char program[] = "trunkd", a[128], b[128]; /* the config points into them */
     char *argv[] = {program, a, b, NULL};
     snprintf(a, sizeof a, "%s", first ? first : "");
     snprintf(b, sizeof b, "%s", second ? second : "");
