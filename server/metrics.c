@@ -449,11 +449,12 @@ static void write_each(tk_metrics *m, FILE *to, void (*write)(FILE *to, const se
 
 static void write_series(tk_metrics *m, FILE *to)
 {
-    head_of(to, "trunkd_requests_total", "counter",
-            "Classify requests by tenant, head and status; one for several heads counts for each.");
+    head_of(
+        to, "trunkd_requests_total", "counter",
+        "Inference requests by tenant, head and status; one for several heads counts for each.");
     write_each(m, to, write_requests);
     head_of(to, "trunkd_images_total", "counter",
-            "Images of Classify requests answered OK, by tenant and head.");
+            "Images of inference requests answered OK, by tenant and head.");
     write_each(m, to, write_images);
 }
 

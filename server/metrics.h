@@ -52,8 +52,8 @@ void tk_metrics_destroy(tk_metrics *m); /* NULL is fine; nobody may add any more
 void tk_metrics_observe(tk_metrics *m, tk_stage stage, int64_t ns);
 /* One pass through the trunk. */
 void tk_metrics_pass(tk_metrics *m, size_t images, int64_t trunk_ns, int64_t head_ns);
-/* One Classify request and one head it was for; `head` "" when it ended before a head was known.
- * `images` count when the code is 0. The first call for a pair takes a lock. */
+/* One request for inference and one head it was for; `head` "" when it ended before a head was
+ * known. `images` count when the code is 0. The first call for a pair takes a lock. */
 void tk_metrics_classified(tk_metrics *m, const char *tenant, const char *head, int code,
                            uint64_t images);
 /* Series of a tenant that has left are written no more. Takes a lock. */
@@ -88,7 +88,7 @@ typedef enum tk_turned_away {
 typedef struct tk_metrics_gauges {
     uint64_t queue_images; /* submitted, not answered */
     uint64_t away[TK_AWAY_COUNT];
-    uint64_t shed;         /* connections closed for want of descriptors */
+    uint64_t shed; /* connections closed for want of descriptors */
 } tk_metrics_gauges;
 /* Asks `fn` whenever figures are read, until set to NULL; returns when no call of the old one is
  * under way. `fn` must be quick. */

@@ -3,7 +3,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include "api/api_internal.h"
 #include "engine/mem.h"
@@ -11,20 +10,13 @@
 
 /* -- life -- */
 
-int64_t tk__now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 tk_err tk_api_create(tk_api **out, const tk_api_opts *opts, tk_diag *diag)
 {
     *out = NULL;
     tk_api *api = tk_calloc(1, sizeof *api);
     if (!api) return tk_fail(diag, TK_NOMEM, "no memory for the services");
     api->o = *opts;
-    api->started_ns = tk__now_ns();
+    api->started_ns = tk_now_ns();
     pthread_mutex_init(&api->streams, NULL);
     const tk_err err = tk_pump_create(&api->pump);
     if (err != TK_OK) {

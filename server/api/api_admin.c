@@ -272,7 +272,7 @@ void tk__admin_status(tk_rpc_call *call, const ProtobufCMessage *in)
     if (m) {
         fill_network(api, &region, m, &trunk);
         m->server_version = tk__print(&region, "%s", TRUNKD_VERSION);
-        m->uptime_ms = (tk__now_ns() - api->started_ns) / 1000000;
+        m->uptime_ms = (tk_now_ns() - api->started_ns) / 1000000;
         m->precision_asked = tk__print(&region, "%s", api->o.precision ? api->o.precision : "fp32");
         m->isa = tk__print(&region, "%s", tk_isa_name());
         m->threads = api->o.threads;

@@ -9,6 +9,7 @@
 
 #include "api/api.h"
 #include "api/pump.h"
+#include "clock.h"
 #include "log.h"
 #include "serving/batcher.h"
 #include "trunkd/v1/admin.pb-c.h"
@@ -47,7 +48,6 @@ static inline int64_t tk__tenant(const tk_rpc_call *call)
     return who->admin ? TK_ALL : who->tenant;
 }
 
-int64_t tk__now_ns(void); /* CLOCK_MONOTONIC */
 
 /* -- answers --
  * Messages of one answer live in a region and are freed with it; strings and bytes are borrowed

@@ -2,7 +2,6 @@
  * the method's callbacks, then on_free. See rpc_internal.h for threads, references and locks. */
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
 #include <grpc/slice.h>
 #include <grpc/support/alloc.h>
@@ -27,13 +26,6 @@ static grpc_status_code code_of_close(const tk_rpc_call *call)
 
 static void on_closed(void *self, bool ok);
 static void on_received(void *self, bool ok);
-
-int64_t tk__rpc_now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 /* -- references -- */
 
@@ -223,7 +215,7 @@ static void on_closed(void *self, bool ok)
         pthread_mutex_lock(&call->lock);
         const bool tell = !call->over && call->begun && call->method->on_cancel;
         if (!call->over) {
-            call->over_ns = tk__rpc_now_ns();
+            call->over_ns = tk_now_ns();
             call->code = code_of_close(call);
         }
         call->over = true;
@@ -410,7 +402,7 @@ static tk_rpc_call *create(tk__rpc_cq *cq, grpc_call *grpc, const grpc_call_deta
     call->grpc = grpc;
     call->peer = grpc_call_get_peer(grpc);
     call->deadline_ns = deadline_of(details);
-    call->begun_ns = tk__rpc_now_ns();
+    call->begun_ns = tk_now_ns();
     atomic_init(&call->refs, 1);
     atomic_init(&call->cancelled, false);
     call->closed = (tk__rpc_tag){on_closed, call};

@@ -21,6 +21,7 @@
 #include <grpc/byte_buffer.h>
 #include <grpc/grpc.h>
 
+#include "clock.h"
 #include "rpc/rpc.h"
 #include "rpc/rpc_arena.h"
 #include "rpc/rpc_tls.h"
@@ -176,7 +177,6 @@ void tk__rpc_call_do(tk_rpc_call *call, unsigned what, tk__rpc_scratch *scratch)
 /* The same on the thread that the method's kind asks for: at once, or a worker. Completion-queue
  * thread. */
 void tk__rpc_call_schedule(tk_rpc_call *call, unsigned what);
-int64_t tk__rpc_now_ns(void); /* CLOCK_MONOTONIC */
 /* on_free, and everything is gone. */
 void tk__rpc_call_free(tk_rpc_call *call);
 

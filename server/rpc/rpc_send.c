@@ -114,7 +114,7 @@ bool tk__rpc_end(tk_rpc_call *call, grpc_status_code code, const char *text)
     if (first) {
         call->over = true;
         call->code = code;
-        call->over_ns = tk__rpc_now_ns();
+        call->over_ns = tk_now_ns();
         snprintf(call->why.text, sizeof call->why.text, "%s", text ? text : "");
         /* The sentence may quote foreign bytes, or be cut inside a character. */
         call->why.text[tk__utf8_valid((const uint8_t *)call->why.text, strlen(call->why.text))] = 0;
@@ -133,7 +133,7 @@ void tk_rpc_reply(tk_rpc_call *call, const ProtobufCMessage *out)
         push_locked(call, message);
         call->over = true;
         call->code = GRPC_STATUS_OK;
-        call->over_ns = tk__rpc_now_ns();
+        call->over_ns = tk_now_ns();
     }
     pthread_mutex_unlock(&call->lock);
     if (first)

@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "engine/mem.h"
 #include "serving/batcher_internal.h"
 
@@ -18,13 +19,6 @@ enum {
     DEFAULT_IMAGES = 1024,
     DECODE_BASE = 32 << 10, /* bytes that an image costs besides its own when turns are taken */
 };
-
-static int64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 /* -- requests -- */
 
@@ -286,10 +280,10 @@ static void decode_step_locked(tk_batcher *b, tk__tenant *t)
     tk_infer_image *image = take_image_locked(b, t, &finished);
     if (image) {
         pthread_mutex_unlock(&b->lock);
-        const int64_t begun = now_ns();
+        const int64_t begun = tk_now_ns();
         image->waited_ns = begun - image->infer->submitted_ns;
         const tk_err err = decode(b, image);
-        tk_metrics_observe(b->opts.metrics, TK_STAGE_DECODE, now_ns() - begun);
+        tk_metrics_observe(b->opts.metrics, TK_STAGE_DECODE, tk_now_ns() - begun);
         pthread_mutex_lock(&b->lock);
         b->decoding--;
         tk_infer *r = image->infer;
@@ -420,7 +414,7 @@ static size_t take_batch_locked(tk_batcher *b, tk_infer **finished)
 
 static void run_batch(tk_batcher *b, size_t n)
 {
-    const int64_t begun = now_ns();
+    const int64_t begun = tk_now_ns();
     for (size_t i = 0; i < n; i++) {
         const tk_infer_image *image = b->batch[i];
         tk_metrics_observe(b->opts.metrics, TK_STAGE_QUEUE,
@@ -516,7 +510,7 @@ tk_err tk_batcher_submit(tk_batcher *b, tk_infer *r, tk_diag *diag)
     r->bytes = 0;
     for (size_t i = 0; i < r->n_images; i++)
         r->bytes += r->images[i].size;
-    r->submitted_ns = now_ns();
+    r->submitted_ns = tk_now_ns();
     r->left = r->n_images;
     r->started = 0;
     r->err = TK_OK;
@@ -551,7 +545,7 @@ static tk_batcher_opts filled(const tk_batcher_opts *given)
     if (o.max_batch == 0) o.max_batch = DEFAULT_BATCH;
     if (o.max_images == 0) o.max_images = DEFAULT_IMAGES;
     if (o.max_bytes == 0) o.max_bytes = (size_t)512 << 20;
-    if (!o.clock) o.clock = now_ns;
+    if (!o.clock) o.clock = tk_now_ns;
     if (o.decode_threads == 0) {
         const long cores = sysconf(_SC_NPROCESSORS_ONLN);
         o.decode_threads = cores > 0 ? (unsigned)cores : 1;

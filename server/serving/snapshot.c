@@ -9,8 +9,8 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "clock.h"
 #include "engine/linear.h"
 #include "engine/mem.h"
 #include "heads/stack.h"
@@ -359,24 +359,17 @@ static bool mark_rows(tk_snapshot *s, size_t n, const tk_pass *passes)
     return any;
 }
 
-static int64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
 void tk_snapshot_run(tk_snapshot *s, size_t n, const tk_pass *passes)
 {
     run_ctx ctx = {s, passes};
-    const int64_t begun = now_ns();
+    const int64_t begun = tk_now_ns();
     tk_pool_run(s->pool, n, render_one, &ctx);
     tk_plan_run_side(s->plan, n, s->input, s->vectors, mark_rows(s, n, passes) ? s->z : NULL,
                      s->rows);
-    const int64_t middle = now_ns();
+    const int64_t middle = tk_now_ns();
     tk_pool_run(s->pool, n, answer_one, &ctx);
     s->trunk_ns = middle - begun;
-    s->heads_ns = now_ns() - middle;
+    s->heads_ns = tk_now_ns() - middle;
 }
 
 int64_t tk_snapshot_trunk_ns(const tk_snapshot *s)
