@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -151,7 +150,6 @@ class Chain:
         train, _ = self.bench.packs(task)
         folder = os.path.join(self.folder, f"{len(self.tasks) + 1}-{task.name}-{recipe}{'' if gate else '-bare'}")
         result = os.path.join(folder, "result.json")
-        began = time.time()
         if not os.path.exists(result):
             os.makedirs(folder, exist_ok=True)
             with open(os.path.join(folder, "job.json"), "w") as f:
@@ -168,7 +166,7 @@ class Chain:
                 sys.exit(f"sequential.py: {folder}: {done.stderr.strip()[-400:]}")
         with open(result) as f:
             r = json.load(f)
-        r["version"], r["took"] = os.path.join(folder, "candidate.safetensors"), time.time() - began
+        r["version"], r["took"] = os.path.join(folder, "candidate.safetensors"), sum(r["seconds"].values())
         if keep:
             self.version = r["version"]
             self.tasks.append(task)
@@ -204,12 +202,13 @@ CIFAR_32 = {"mode": "short", "resize": 32, "crop": 32}
 def grow(bench, tasks, scenario, seeds, epochs):
     """A chain of tasks for each seed; beside every job, plain fine-tuning and the probe from the same base.
 
-    Prints, for each head, its test and validation accuracy when it was born, at its best, and at the end."""
+    Prints, for each head, its test and validation accuracy when it was born, at its best, and at the end, and
+    what would be left of it on the test photographs if the next tenant's plain fine-tuning were committed."""
     table = {t.name: [] for t in tasks}
     for seed in seeds:
         chain = Chain(bench, seed, "resnet18", SQUASH_64)
         history = []  # test row after each job
-        born = {}
+        born, bare = {}, {}
         for i, task in enumerate(tasks):
             if i == 0:
                 r = chain.job(task, "scratch", {"epochs": epochs})
@@ -219,28 +218,31 @@ def grow(bench, tasks, scenario, seeds, epochs):
                 plain = aside.job(task, "finetune", gate=False, keep=False)
                 probe = aside.job(task, "probe", keep=False)
                 r = chain.job(task, "kd+ewc", bench.set)
+                bare[tasks[i - 1].name] = aside.test(tasks[i - 1], plain["version"])
                 born[task.name] = {"plain": chain.test(task, plain["version"]),
                                    "probe": chain.test(task, probe["version"]), "outcome": r["outcome"]}
             born[task.name]["validation"] = validation(r, task.head)
             history.append(chain.row())
             bench.note(scenario=scenario, seed=seed, job=i + 1, task=task.name,
                        seconds=round(r["took"]), **born[task.name],
+                       **({"plain " + tasks[i - 1].name: bare[tasks[i - 1].name]} if i else {}),
                        **{f"test {t.name}": x for t, x in zip(chain.tasks, history[-1])},
                        **{f"validation {v['head']}": 100 * v["accuracy"] for v in r["validations"]})
         for j, task in enumerate(tasks):
             ours = [row[j] for row in history[j:]]
             table[task.name].append({"born": ours[0], "best": max(ours), "end": ours[-1], "lowest": min(ours),
-                                     "end validation": validation(r, task.head), **born[task.name]})
+                                     "end validation": validation(r, task.head),
+                                     "bare": bare.get(task.name, float("nan")), **born[task.name]})
     rows = []
     for task in tasks:
         m = {k: median([s[k] for s in table[task.name]]) for k in table[task.name][0] if k != "outcome"}
         rows.append([task.name, *(f"{m[k]:.1f}" for k in ("probe", "plain", "born", "best", "end")),
                      f"{median([s['end'] - s['best'] for s in table[task.name]]):+.1f}",
                      f"{median([s['born'] - s['plain'] for s in table[task.name]]):+.1f}",
-                     f"{m['validation']:.1f}", f"{m['end validation']:.1f}",
+                     f"{m['bare']:.1f}".replace("nan", "-"), f"{m['validation']:.1f}", f"{m['end validation']:.1f}",
                      " ".join(s["outcome"] for s in table[task.name])])
     show(f"{scenario}: accuracy on the test photographs, medians of seeds {','.join(map(str, seeds))}",
-         ["head", "probe", "plain", "born", "best", "end", "end-best", "born-plain", "val born", "val end", "outcomes"],
+         ["head", "probe", "plain", "born", "best", "end", "end-best", "born-plain", "after plain", "val born", "val end", "outcomes"],
          rows)
     gaps = [median([s["born"] - s["plain"] for s in table[t.name]]) for t in tasks[1:]]
     worst = min(median([s["end"] - s["best"] for s in table[t.name]]) for t in tasks)
