@@ -81,15 +81,14 @@ run_build() {
         build asan debug build-asan || return 1
         echo "== asan: quick tests"
         ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:strict_string_checks=1} \
+            LSAN_OPTIONS=${LSAN_OPTIONS:-suppressions=$PWD/tests/lsan.supp:print_suppressions=0} \
             UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1} \
             ctest --test-dir build-asan --output-on-failure -j "$cores" -L fast
         ;;
     tsan)
         build tsan tsan build-tsan || return 1
         echo "== tsan: quick tests"
-        local options=ignore_noninstrumented_modules=1
-        [ ! -f tests/tsan.supp ] || options+=":suppressions=$PWD/tests/tsan.supp"
-        TSAN_OPTIONS=${TSAN_OPTIONS:-$options} \
+        TSAN_OPTIONS=${TSAN_OPTIONS:-ignore_noninstrumented_modules=1:suppressions=$PWD/tests/tsan.supp} \
             "${fixed_addresses[@]}" ctest --test-dir build-tsan --output-on-failure -j "$cores" -L fast -LE whole
         ;;
     esac

@@ -78,9 +78,9 @@ static int heads(const char *token, const char *own, const char *own_key, size_t
     return a.status.code;
 }
 
-/* Runs trunkctl, which lies beside this test, with what `settings` sets; its exit code, and all
- * that it prints. */
-static int ctl(const char *settings, const char *arguments, char *out, size_t size)
+/* Runs trunkctl, which lies beside this test, with what `settings` sets: it ends with `code`, and
+ * `out` has all that it printed. */
+static void ctl(int code, const char *settings, const char *arguments, char out[8192])
 {
     char program[512], command[2048];
     const ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
@@ -92,10 +92,11 @@ static int ctl(const char *settings, const char *arguments, char *out, size_t si
              server.dir, server.port, settings, program, arguments);
     FILE *f = popen(command, "r");
     assert_non_null(f);
-    const size_t got = fread(out, 1, size - 1, f);
+    const size_t got = fread(out, 1, 8191, f);
     out[got] = '\0';
     const int status = pclose(f);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != code)
+        fail_msg("trunkctl %s: status %d: %s", arguments, status, out);
 }
 
 static size_t lines_with(const char *text)
@@ -154,33 +155,33 @@ static void trunkctl_speaks_tls(void **state)
     snprintf(settings, sizeof settings,
              "TRUNKD_TLS_CA=%s TRUNKD_TLS_CLIENT_CERT=%s TRUNKD_TLS_CLIENT_KEY=%s", ca_pem, alice,
              alice_key);
-    assert_int_equal(ctl(settings, "heads", out, sizeof out), 0);
+    ctl(0, settings, "heads", out);
     assert_non_null(strstr(out, "type"));
-    assert_int_equal(ctl(settings, "health --quiet", out, sizeof out), 0);
-    assert_int_equal(ctl(settings, "heads --tls-name elsewhere", out, sizeof out), 1);
+    ctl(0, settings, "health --quiet", out);
+    ctl(1, settings, "heads --tls-name elsewhere", out);
     assert_non_null(strstr(out, "not for elsewhere"));
     char arguments[1400];
     snprintf(arguments, sizeof arguments,
              "heads --tls-ca %s --tls-client-cert %s --tls-client-key %s", ca_pem, alice,
              alice_key);
-    assert_int_equal(ctl("", arguments, out, sizeof out), 0);
+    ctl(0, "", arguments, out);
     assert_null(strstr(out, "chmod"));
     assert_int_equal(chmod(alice_key, 0644), 0);
-    assert_int_equal(ctl("", arguments, out, sizeof out), 0);
+    ctl(0, "", arguments, out);
     assert_non_null(strstr(out, "chmod 600"));
     assert_int_equal(chmod(alice_key, 0600), 0);
 
     snprintf(settings, sizeof settings, "TRUNKD_TLS_CA=%s", ca_pem);
-    assert_int_equal(ctl(settings, "heads", out, sizeof out), 1);
+    ctl(1, settings, "heads", out);
     assert_non_null(strstr(out, "asks for a client certificate"));
-    assert_int_equal(ctl(settings, "heads --tls-client-key x", out, sizeof out), 1);
+    ctl(1, settings, "heads --tls-client-key x", out);
     assert_non_null(strstr(out, "go together"));
-    assert_int_equal(ctl("TRUNKD_TLS=perhaps", "heads", out, sizeof out), 1);
+    ctl(1, "TRUNKD_TLS=perhaps", "heads", out);
     assert_non_null(strstr(out, "must be yes or no"));
-    assert_int_equal(ctl("TRUNKD_TLS=no", "heads", out, sizeof out), 1);
+    ctl(1, "TRUNKD_TLS=no", "heads", out);
     assert_non_null(strstr(out, "may expect TLS"));
     snprintf(arguments, sizeof arguments, "heads --tls-ca %s", alice);
-    assert_int_equal(ctl("", arguments, out, sizeof out), 1);
+    ctl(1, "", arguments, out);
     assert_non_null(strstr(out, "not from an authority in"));
     assert_int_equal(trunkd_end(&server, SIGTERM), 0);
 }

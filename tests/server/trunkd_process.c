@@ -122,10 +122,21 @@ static void kill_all(void)
     }
 }
 
+/* abort() and assert() do not reach atexit's functions; when this returns, abort() ends the
+ * process. */
+static void on_abort(int signal)
+{
+    (void)signal;
+    kill_all();
+}
+
 static void note(pid_t from, pid_t to)
 {
     static bool registered;
-    if (!registered) registered = atexit(kill_all) == 0;
+    if (!registered) {
+        registered = atexit(kill_all) == 0;
+        signal(SIGABRT, on_abort);
+    }
     for (size_t i = 0; i < sizeof running / sizeof running[0]; i++) {
         if (running[i] != from) continue;
         running[i] = to;
