@@ -36,6 +36,7 @@ for arg; do # everything that is not ours goes to the end, for engine.py
         exec python3 "$here/engine.py" --help
         ;;
     --build) value_of=build ;;
+    --cases | --models) exec python3 "$here/engine.py" "$arg" ;;
     --no-install) install=no ;;
     --record) record=yes ;;
     *) set -- "$@" "$arg" ;;
