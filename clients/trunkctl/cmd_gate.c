@@ -122,9 +122,36 @@ static void print_precisions(const Trunkd__V1__Decision *d)
     tk__table_print(&table, stdout, 0);
 }
 
+/* What there was to choose from, and how the strength of protection was found. */
+static void print_training(const Trunkd__V1__Decision *d)
+{
+    char buf[32];
+    for (size_t i = 0; i < d->n_alternatives; i++) {
+        printf("%s", i == 0 ? "new head   " : ", ");
+        tk__put(stdout, d->alternatives[i]->name);
+        printf(" %s", tk__percent(d->alternatives[i]->accuracy, buf, sizeof(buf)));
+    }
+    if (d->n_alternatives > 0) puts(" on its own held-out images");
+    for (size_t i = 0; i < d->n_trials; i++) {
+        const Trunkd__V1__Trial *t = d->trials[i];
+        printf("trial %-4zu protection times %.3g, %u epochs: %s", i + 1, t->strength, t->epochs,
+               t->admitted ? "admitted" : "refused");
+        if (t->worth > 0)
+            printf(", worth %s%s", tk__percent(t->worth, buf, sizeof(buf)),
+                   t->improved ? " (the best so far)" : "");
+        putchar('\n');
+    }
+    for (size_t i = 0; i < d->n_remarks; i++) {
+        printf("remark     ");
+        tk__put(stdout, d->remarks[i]);
+        putchar('\n');
+    }
+}
+
 static void print_decision(const Trunkd__V1__Decision *d)
 {
     print_top(d);
+    print_training(d);
     if (d->n_heads > 0) print_heads(d);
     if (d->n_heads > 0) putchar('\n');
     for (size_t i = 0; i < d->n_heads; i++)

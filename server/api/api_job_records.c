@@ -1,5 +1,6 @@
 /* trunkd.v1.Jobs: what a job leaves behind. ExplainGate shows the decision as it was written, and
  * has the gate decide again from the counts; GetCurve shows every evaluation. */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -67,6 +68,49 @@ static void put_checks(tk__region *region, tk__names *names, tk_judgement *judge
     }
 }
 
+static bool put_alternative(tk__region *region, Trunkd__V1__Decision *m, const char *name,
+                            double accuracy)
+{
+    if (isnan(accuracy)) return true;
+    Trunkd__V1__Alternative *a = tk__new(region, &trunkd__v1__alternative__descriptor);
+    if (!a) return false;
+    a->name = tk__print(region, "%s", name);
+    a->accuracy = accuracy;
+    m->alternatives[m->n_alternatives++] = a;
+    return true;
+}
+
+static bool put_trial(tk__region *region, Trunkd__V1__Decision *m, const tk_trial *trial)
+{
+    Trunkd__V1__Trial *t = tk__new(region, &trunkd__v1__trial__descriptor);
+    if (!t) return false;
+    t->strength = trial->strength;
+    t->epochs = (uint32_t)trial->epochs;
+    t->admitted = trial->admissible;
+    t->improved = trial->improved;
+    t->worth = trial->worth;
+    m->trials[m->n_trials++] = t;
+    return true;
+}
+
+/* How it came to the decision: what there was to choose from, the trials, the remarks. */
+static void put_training(tk__region *region, tk__names *names, const tk_judgement *judged,
+                         Trunkd__V1__Decision *m)
+{
+    m->alternatives = tk__alloc(region, 3, sizeof *m->alternatives);
+    m->trials = tk__alloc(region, TK_MAX_TRIALS, sizeof *m->trials);
+    m->remarks = tk__alloc(region, judged->n_remarks + 1, sizeof *m->remarks);
+    if (!m->alternatives || !m->trials || !m->remarks) return;
+    if (!put_alternative(region, m, "probe", judged->probe) ||
+        !put_alternative(region, m, "adapter", judged->adapter) ||
+        !put_alternative(region, m, "joint", judged->joint))
+        return;
+    for (size_t i = 0; i < judged->n_trials; i++)
+        if (!put_trial(region, m, &judged->trials[i])) return;
+    for (; m->n_remarks < judged->n_remarks; m->n_remarks++)
+        m->remarks[m->n_remarks] = tk__put_text(region, names, judged->remarks[m->n_remarks]);
+}
+
 /* May these judgements have this outcome? A commit needs every head admitted; a probe leaves the
  * trunk alone, so that no answer changes. A rejection needs nothing: training may have diverged. */
 static bool follows(const char *outcome, bool admitted, const tk_judgement *judged)
@@ -109,6 +153,7 @@ static Trunkd__V1__Decision *put_decision(tk__region *region, tk__names *names, 
         m->n_heads++;
     }
     put_checks(region, names, &d->judged, m);
+    put_training(region, names, &d->judged, m);
     return m;
 }
 

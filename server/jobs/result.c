@@ -86,12 +86,27 @@ static tk_err read_heads(json_t *root, tk_result *out, tk_diag *diag)
     return err;
 }
 
+/* What the decision keeps of the training; the curve is kept elsewhere. */
+static json_t *training_of(const json_t *root)
+{
+    static const char *const kept[] = {"probe_accuracy", "adapter_accuracy", "joint_accuracy",
+                                       "trials"};
+    const json_t *from = json_object_get(root, "training");
+    json_t *to = json_object();
+    for (size_t i = 0; i < sizeof kept / sizeof *kept; i++) {
+        json_t *v = json_object_get(from, kept[i]);
+        if (v) json_object_set(to, kept[i], v);
+    }
+    return to;
+}
+
 /* A copy of what the gate said, once it is known to make sense. */
 static tk_err read_judged(json_t *root, tk_result *out, tk_diag *diag)
 {
     tk_judgement judged;
-    json_t *part = json_pack("{s:O?,s:O?}", "gate", json_object_get(root, "gate"), "precisions",
-                             json_object_get(root, "precisions"));
+    json_t *part = json_pack("{s:O?,s:O?,s:O?,s:o}", "gate", json_object_get(root, "gate"),
+                             "precisions", json_object_get(root, "precisions"), "remarks",
+                             json_object_get(root, "remarks"), "training", training_of(root));
     char *text = part ? json_dumps(part, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(part);
     out->judged = text ? tk_strdup(text) : NULL;

@@ -1,6 +1,6 @@
 /* What the gate said of a candidate, as the trainer writes it into result.json
- * (trainer/protocol.md) and the store keeps it: the members "gate" and "precisions". Read at both
- * ends, so every shape and number is checked. */
+ * (trainer/protocol.md) and the store keeps it: the members "gate", "precisions", "training" and
+ * "remarks". Read at both ends, so every shape and number is checked. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -136,12 +136,64 @@ static tk_err read_checks(json_t *precisions, tk_judgement *out, tk_diag *diag)
     return err;
 }
 
+/* A fraction, or NaN where there is none. */
+static double fraction(reader *r, const char *key)
+{
+    const json_t *v = json_object_get(r->o, key);
+    if (!v || json_is_null(v)) return (double)NAN;
+    const double x = real(r, key);
+    if (!(x >= 0 && x <= 1)) r->failed = key;
+    return x;
+}
+
+static tk_trial read_trial(reader *r)
+{
+    return (tk_trial){.strength = real(r, "strength"),
+                      .epochs = count(r, "epochs"),
+                      .admissible = flag(r, "admissible"),
+                      .improved = flag(r, "improved"),
+                      .found = !json_is_null(json_object_get(r->o, "worth")),
+                      .worth = json_is_null(json_object_get(r->o, "worth")) ? 0 : real(r, "worth")};
+}
+
+static tk_err read_training(const json_t *o, tk_judgement *out, tk_diag *diag)
+{
+    reader r = {.o = o};
+    const json_t *trials = json_object_get(o, "trials");
+    out->probe = fraction(&r, "probe_accuracy");
+    out->adapter = fraction(&r, "adapter_accuracy");
+    out->joint = fraction(&r, "joint_accuracy");
+    if (json_array_size(trials) > TK_MAX_TRIALS) return bad(diag, "too many trials");
+    for (; out->n_trials < json_array_size(trials) && !r.failed; out->n_trials++) {
+        r.o = json_array_get(trials, out->n_trials);
+        out->trials[out->n_trials] = read_trial(&r);
+    }
+    if (!r.failed) return TK_OK;
+    return tk_fail(diag, TK_BADDATA, "the gate's record: training without a valid %s", r.failed);
+}
+
+static tk_err read_remarks(const json_t *list, tk_judgement *out, tk_diag *diag)
+{
+    out->remarks = tk_calloc(json_array_size(list) + 1, sizeof *out->remarks);
+    for (size_t i = 0; out->remarks && i < json_array_size(list); i++) {
+        const char *text = json_string_value(json_array_get(list, i));
+        if (!text) return bad(diag, "a remark that is no text");
+        out->remarks[i] = tk_strdup(text);
+        if (!out->remarks[i]) break;
+        out->n_remarks++;
+    }
+    if (out->remarks && out->n_remarks == json_array_size(list)) return TK_OK;
+    return tk_fail(diag, TK_NOMEM, "the gate's record: out of memory");
+}
+
 tk_err tk_judgement_parse(const char *text, tk_judgement *out, tk_diag *diag)
 {
     *out = (tk_judgement){0};
     json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
     tk_err err = read_heads(json_object_get(root, "gate"), out, diag);
     if (err == TK_OK) err = read_checks(json_object_get(root, "precisions"), out, diag);
+    if (err == TK_OK) err = read_training(json_object_get(root, "training"), out, diag);
+    if (err == TK_OK) err = read_remarks(json_object_get(root, "remarks"), out, diag);
     json_decref(root);
     if (err != TK_OK) tk_judgement_fini(out);
     return err;
@@ -151,5 +203,8 @@ void tk_judgement_fini(tk_judgement *judgement)
 {
     tk_free(judgement->heads);
     tk_free(judgement->checks);
+    for (size_t i = 0; i < judgement->n_remarks; i++)
+        tk_free(judgement->remarks[i]);
+    tk_free(judgement->remarks);
     *judgement = (tk_judgement){0};
 }

@@ -30,6 +30,7 @@
 #include "engine/err.h"
 #include "engine/image.h"
 #include "heads/gate.h"
+#include "heads/search.h"
 
 typedef struct tk_store tk_store;
 
@@ -442,11 +443,16 @@ typedef struct tk_judged_precision {
 typedef struct tk_judgement {
     size_t n_heads, n_checks;
     tk_judged_head *heads;
-    tk_judged_precision *checks; /* by precision; none when nothing was measured, or kept */
+    tk_judged_precision *checks;  /* by precision; none when nothing was measured, or kept */
+    double probe, adapter, joint; /* accuracy of the new head by each; NaN: not tried */
+    size_t n_trials, n_remarks;
+    tk_trial trials[TK_MAX_TRIALS];
+    char **remarks; /* what was odd about the data */
 } tk_judgement;
 
-/* Reads {"gate": [...], "precisions": {...}} as in result.json (trainer/protocol.md). TK_BADDATA:
- * something is missing, or counts that cannot be. */
+/* Reads {"gate": [...], "precisions": {...}, "training": {...}, "remarks": [...]} as in result.json
+ * (trainer/protocol.md); all but "gate" may be missing. TK_BADDATA: something in them is, or counts
+ * that cannot be. */
 TK_MUST tk_err tk_judgement_parse(const char *text, tk_judgement *out, tk_diag *diag);
 void tk_judgement_fini(tk_judgement *judgement);
 

@@ -48,7 +48,12 @@ static const char script[] =
     "\"source\":\"agreement\",\"resolved\":false,\"admitted\":true}],"
     "\"precisions\":{\"bf16\":{\"admitted\":false,\"heads\":[{\"head\":\"alice/type\",\"n\":40,"
     "\"accuracy\":0.65,\"fp32\":0.7,\"alike\":0.9,\"tolerance\":1,\"source\":\"validation\","
-    "\"admitted\":false}]}}}\n"
+    "\"admitted\":false}]}},\"remarks\":[\"17 images occur with more than one label\"],"
+    "\"training\":{\"probe_accuracy\":0.5,\"adapter_accuracy\":null,\"joint_accuracy\":0.75,"
+    "\"trials\":[{\"strength\":1,\"epochs\":12,\"admissible\":false,\"improved\":false,\"worth\":"
+    "null},"
+    "{\"strength\":3,\"epochs\":6,\"admissible\":true,\"improved\":true,\"worth\":0.75}],"
+    "\"curve\":[]}}\n"
     "END\n"
     "exit 0; fi\n"
     "echo '{\"event\":\"failed\",\"error\":\"TK_BADDATA\",\"reason\":\"the script says so\"}'\n"
@@ -269,6 +274,16 @@ static void the_gate_explains_itself_and_judges_again(void **state)
     assert_string_equal(d->precisions[0]->name, "bf16");
     assert_string_equal(d->precisions[0]->heads[0]->head, "other-1");
     assert_false(d->precisions[0]->admitted);
+    assert_int_equal(d->n_alternatives, 2); /* no adapter was trained */
+    assert_string_equal(d->alternatives[1]->name, "joint");
+    assert_float_equal(d->alternatives[1]->accuracy, 0.75, 0);
+    assert_int_equal(d->n_trials, 2);
+    assert_false(d->trials[0]->admitted);
+    assert_float_equal(d->trials[0]->worth, 0, 0);
+    assert_float_equal(d->trials[1]->strength, 3, 0);
+    assert_true(d->trials[1]->improved);
+    assert_int_equal(d->n_remarks, 1);
+    assert_string_equal(d->remarks[0], "17 images occur with more than one label");
     assert_true(d->same);
     assert_non_null(strstr(d->again, "\"other-1\": 70.0 % after 75.0 %"));
     tk_client_free_message(&d->base);

@@ -716,6 +716,10 @@ static void a_record_of_the_gate_that_contradicts_itself_is_refused(void **state
         {"{}", "no list of heads"},
         {"{\"gate\":[{}]}", "without a valid"},
         {"{\"gate\":[],\"precisions\":{\"int4\":{\"heads\":[{}]}}}", "without a valid"},
+        {"{\"gate\":[],\"training\":{\"probe_accuracy\":1.5}}", "probe_accuracy"},
+        {"{\"gate\":[],\"training\":{\"trials\":[{\"strength\":1}]}}", "without a valid"},
+        {"{\"gate\":[],\"training\":{\"trials\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}}", "too many"},
+        {"{\"gate\":[],\"remarks\":[7]}", "no text"},
         {"not JSON", "no list of heads"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
