@@ -55,6 +55,8 @@ static const tk_recipe_field fields[] = {
     FIELD(validate_every, 1, 10000, true, "epochs between validations of every head"),
     FIELD(trials, 1, TK_MAX_TRIALS, true,
           "strengths of protection tried under the floors; two more if the gate refuses"),
+    FIELD(minutes, 0, 1e6, false,
+          "no trial is added that would make joint training longer; 0: as long as it takes"),
     FIELD(line_search, 0, 100, true, "points between new and old trunk; 0: none"),
     FIELD(agreement_slack, 1, 100, false, "tolerances that agreement may fall, without validation"),
     FIELD(gate_sigma, 0, 5, false, "standard errors added to a drop before it is judged"),

@@ -47,9 +47,9 @@ typedef struct loop {
     size_t per_epoch;
     uint32_t *order; /* [n_items], of epoch `order_epoch` */
     uint64_t order_epoch;
-    uint32_t *views; /* [batch] */
-    double guess;    /* the loss of guessing, log(classes) */
-    struct timespec saved;
+    uint32_t *views;                /* [batch] */
+    double guess;                   /* the loss of guessing, log(classes) */
+    struct timespec saved, counted; /* the last checkpoint; state.seconds stands at `counted` */
 } loop;
 
 static double seconds_since(const struct timespec *then)
@@ -59,8 +59,15 @@ static double seconds_since(const struct timespec *then)
     return (double)(now.tv_sec - then->tv_sec) + 1e-9 * (double)(now.tv_nsec - then->tv_nsec);
 }
 
+static void count_seconds(loop *l)
+{
+    l->t.state.seconds += seconds_since(&l->counted);
+    clock_gettime(CLOCK_MONOTONIC, &l->counted);
+}
+
 static tk_err save(loop *l, tk_diag *diag)
 {
+    count_seconds(l);
     const tk_err err = tk__checkpoint_save(&l->t, l->o->checkpoint, diag);
     clock_gettime(CLOCK_MONOTONIC, &l->saved);
     return err;
@@ -174,6 +181,18 @@ static size_t epochs_planned(const loop *l)
     return epochs;
 }
 
+/* Would one more trial, at the pace so far, end within the recipe's time? */
+static bool in_time(loop *l, size_t epoch)
+{
+    const tk__train_state *s = &l->t.state;
+    const double most = 60 * l->o->recipe->minutes;
+    const size_t more = trial_epochs(l->o, (size_t)s->n_trials);
+    count_seconds(l);
+    if (most == 0 || s->seconds * (double)(epoch + more) / (double)epoch <= most) return true;
+    l->o->log(l->o->ctx, "no further trial: it would not end within the recipe's minutes");
+    return false;
+}
+
 /* Begins the next trial, if there is to be one. */
 static void end_trial(loop *l, size_t epoch)
 {
@@ -182,7 +201,7 @@ static void end_trial(loop *l, size_t epoch)
     const bool admissible = s->trials[n - 1].admissible;
     const double strength = tk_search_next(s->trials, n, l->o->trials);
     char message[160];
-    s->finished = strength == 0;
+    s->finished = strength == 0 || !in_time(l, epoch);
     if (s->finished) return;
     snprintf(message, sizeof message, "trial %zu: protection times %.3g, from %s", n + 1, strength,
              admissible ? "the best admissible point" : "the last point, which is not admissible");
@@ -346,6 +365,7 @@ static tk_err begin(loop *l, tk_diag *diag)
         tk_fail(diag, err, "%s", why.text);
     }
     clock_gettime(CLOCK_MONOTONIC, &l->saved);
+    l->counted = l->saved;
     tk_student_fini(&start);
     return err;
 }

@@ -18,6 +18,7 @@ typedef struct tk__train_state {
     double start_loss;  /* of the first step; 0: not known yet */
     double smooth_loss; /* running mean that the guard watches */
     double top_worth;   /* the highest of an admissible point of the trial */
+    double seconds;     /* of training up to here, in all runs of the job */
     tk_losses sums;     /* over the epoch so far */
     tk_verdict best_verdict;
 } tk__train_state;

@@ -581,6 +581,30 @@ static void a_job_computes_in_bfloat16_when_told(void **state)
     tk_free(trunk[0]), tk_free(trunk[1]);
 }
 
+/* The first trial is done whatever the clock says, a further one only if it ends in time. */
+static void a_further_trial_needs_time(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *folder;
+        double minutes;
+        size_t trials;
+    } cases[] = {{"no-limit", 0, 2}, {"time-enough", 1e6, 2}, {"no-time", 1e-9, 1}};
+    tk_setting set[QUICK + 1];
+    memcpy(set, quick, sizeof quick);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        spy s = {.stop_after = -1};
+        tk_job_opts o = with_validation(job(cases[i].folder, "kd+ewc", &s));
+        set[QUICK] = (tk_setting){"minutes", cases[i].minutes};
+        o.set = set;
+        o.n_set = QUICK + 1;
+        tk_job_result r = run(&o);
+        if (r.n_trials != cases[i].trials)
+            fail_msg("%g minutes: %zu trials", cases[i].minutes, r.n_trials);
+        tk_job_result_fini(&r);
+    }
+}
+
 static void what_cannot_be_done_is_refused_before_work_begins(void **state)
 {
     (void)state;
@@ -645,6 +669,7 @@ int main(void)
         cmocka_unit_test(without_a_held_out_image_a_version_is_offered_in_fp32_only),
         cmocka_unit_test(a_head_is_replaced_by_its_own_id),
         cmocka_unit_test(a_job_computes_in_bfloat16_when_told),
+        cmocka_unit_test(a_further_trial_needs_time),
         cmocka_unit_test(what_cannot_be_done_is_refused_before_work_begins),
         cmocka_unit_test(a_finished_jobs_scratch_files_are_cleaned),
     };

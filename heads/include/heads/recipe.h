@@ -23,8 +23,8 @@ typedef struct tk_recipe {
     double kappa, kappa_sum, temperature;
     double lambda, fisher_samples, fisher_labels, fisher_collapse, fisher_gamma;
     double projection, covariance;
-    double validation, validation_max, validate_every, trials, line_search, agreement_slack,
-        gate_sigma;
+    double validation, validation_max, validate_every, trials, minutes, line_search,
+        agreement_slack, gate_sigma;
 } tk_recipe;
 
 typedef struct tk_recipe_field {
