@@ -192,9 +192,21 @@ static tk_err add_inputs(tk__job *j, tk_model *candidate)
     if (err == TK_OK)
         err = tk_inputs_add(candidate->inputs, tk_objective_graph(j->objective), candidate->trunk,
                             &j->base->preproc, &opts, j->o->pool, j->diag);
+    if (err == TK_OK) tk_model_head(candidate, j->o->head)->covered = true;
     tk_free(images);
     tk_free(labels);
     return err;
+}
+
+/* Drops the head that the new one, of the same owner, takes the place of. The covariances stay for
+ * the other heads' sake: do they hold images of that head? */
+static bool drop_earlier(tk_model *model, const char *id)
+{
+    tk_head *earlier = tk_model_head(model, id);
+    const bool covered = earlier && earlier->covered;
+    if (earlier) earlier->covered = false;
+    tk_model_drop_head(model, id);
+    return covered && model->inputs;
 }
 
 /* The base's model with the chosen trunk, the new head, and each head's best. */
@@ -206,7 +218,7 @@ static tk_err make_candidate(tk__job *j, tk_model **out)
     tk_head *head = NULL;
     tk_params_copy(m->trunk, j->now.trunk);
     tk_model_forget_precisions(m);
-    tk_model_drop_head(m, j->o->head);
+    const bool covered = drop_earlier(m, j->o->head);
     for (size_t h = 0; h < j->n_others; h++) {
         const tk_gate_record *g = &j->r->gate[h];
         tk_head *other = tk_model_head(m, j->others[h]->id);
@@ -214,6 +226,7 @@ static tk_err make_candidate(tk__job *j, tk_model **out)
     }
     tk_student_to_head(&j->now, j->head);
     err = tk_head_clone(&head, j->head);
+    if (err == TK_OK) head->covered = covered;
     if (err == TK_OK && j->split.n_held > 0)
         head->best = tk_validation_accuracy(&j->r->after[j->n_others]);
     if (err == TK_OK) err = tk_model_add_head(m, head);

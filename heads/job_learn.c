@@ -98,6 +98,12 @@ static tk_err find_subspaces(tk__job *j)
         tk__job_say(j, true, "this trunk has no covariances of its inputs: projection is off");
         return TK_OK;
     }
+    for (size_t h = 0; h < j->n_others; h++)
+        if (!j->others[h]->covered)
+            tk__job_say(j, true,
+                        "projection knows nothing of head \"%s\", whose images are not in "
+                        "the covariances",
+                        j->others[h]->id);
     tk__job_enter(j, TK_STAGE_TRAIN);
     const tk_err err = tk_projection_create(&j->projection, j->base->inputs, j->base->trunk,
                                             r->projection, j->o->pool, &j->watch, j->diag);

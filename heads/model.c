@@ -122,6 +122,7 @@ tk_err tk_head_clone(tk_head **out, const tk_head *from)
     memcpy((*out)->bias, from->bias, from->classes * sizeof(float));
     (*out)->tolerance = from->tolerance;
     (*out)->best = from->best;
+    (*out)->covered = from->covered;
     memcpy((*out)->checks, from->checks, sizeof from->checks);
     if (tk_ewc_share_clone(&(*out)->share, &from->share) == TK_OK) return TK_OK;
     tk_head_destroy(*out);
@@ -243,11 +244,20 @@ static void forget_fisher(tk_model *model)
     model->fisher_scale = 0;
 }
 
+static void forget_inputs(tk_model *model)
+{
+    tk_covariance_destroy(model->inputs);
+    model->inputs = NULL;
+    for (size_t i = 0; i < model->n_heads; i++)
+        model->heads[i]->covered = false;
+}
+
 bool tk_model_drop_head(tk_model *model, const char *id)
 {
     for (size_t i = 0; i < model->n_heads; i++) {
         if (strcmp(model->heads[i]->id, id) != 0) continue;
         tk_model_unprotect_head(model, model->heads[i]);
+        if (model->heads[i]->covered || model->n_heads == 1) forget_inputs(model);
         tk_head_destroy(model->heads[i]);
         model->n_heads--;
         if (model->n_heads == 0) forget_fisher(model);

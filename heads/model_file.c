@@ -31,6 +31,7 @@ static json_t *head_to_json(const tk_head *head)
     if (o && head->rank > 0)
         json_object_set_new(o, "adapter_rank", json_integer((json_int_t)head->rank));
     if (o) tk__checks_to_json(head->checks, o);
+    if (o && !head->covered) json_object_set_new(o, "covered", json_false());
     if (o && head->share.n)
         json_object_set_new(o, "share",
                             json_pack("{s:f, s:f}", "largest", (double)head->share.largest,
@@ -221,6 +222,7 @@ static tk_err read_head_numbers(tk_head *head, const json_t *o, tk_diag *diag)
         return bad(diag, "a head's best is neither null nor 0..1");
     head->tolerance = points;
     head->best = json_is_null(best) ? (double)NAN : json_number_value(best);
+    head->covered = !json_is_false(json_object_get(o, "covered"));
     return tk__checks_from_json(head->checks, o, diag);
 }
 
@@ -442,6 +444,8 @@ static tk_err read_model(tk_model **out, const json_t *root, const tk_tensors *t
     if (err != TK_OK) return err;
     const bool ewc = json_object_get(root, "fisher_scale") != NULL;
     const json_t *inputs = json_object_get(root, "inputs");
+    for (size_t h = 0; h < (*out)->n_heads; h++)
+        (*out)->heads[h]->covered = (*out)->heads[h]->covered && inputs;
     err = check_count(*out, heads, tensors, ewc, inputs != NULL, diag);
     if (err == TK_OK && ewc && with_ewc) err = read_ewc(*out, root, tensors, diag);
     return err == TK_OK && inputs && with_ewc ? read_inputs(*out, inputs, tensors, diag) : err;

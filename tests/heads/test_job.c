@@ -198,6 +198,7 @@ static void every_recipe_ends_with_a_sound_candidate(void **state)
                             before->heads[0]->classes * 64 * sizeof(float));
         assert_non_null(after->fisher);
         assert_true(after->inputs->images == before->inputs->images + 4);
+        assert_true(after->heads[0]->covered && after->heads[1]->covered);
         assert_int_equal(access(file_in(recipes[i], "validation.pack"), R_OK), 0);
         const bool same = memcmp(after->trunk->data, before->trunk->data,
                                  before->trunk->count * sizeof(float)) == 0;
@@ -542,6 +543,7 @@ static void a_head_is_replaced_by_its_own_id(void **state)
     tk_ewc_share_add(&m->heads[0]->share, 1, own);
     assert_memory_equal(m->fisher, own, m->trunk->trained * sizeof *own);
     tk_free(own);
+    assert_true(m->inputs->images == 4); /* its own */
     tk_model_destroy(m);
     tk_job_result_fini(&r);
 }

@@ -44,6 +44,7 @@ static tk_model *make(bool with_ewc)
             m->anchor[p->offset + i] = tk_rng_normal(2, t, i);
         }
     }
+    m->heads[0]->covered = true;
     assert_int_equal(tk_covariance_create(&m->inputs, m->trunk, 1 << 16), TK_OK);
     m->inputs->images = 400;
     for (size_t i = 0; i < m->inputs->floats; i++)
@@ -187,6 +188,26 @@ static void a_clone_is_equal_and_independent(void **state)
     assert_true(copy->heads[0]->weight[0] != m->heads[0]->weight[0]);
     tk_model_destroy(copy);
     tk_model_destroy(m);
+}
+
+/* Covariances are a sum: with a head whose images are in it all of it goes, with another nothing.
+ */
+static void covariances_go_with_the_head_whose_images_they_hold(void **state)
+{
+    (void)state;
+    const char *path = fixture_path("covered.safetensors");
+    for (size_t h = 0; h < 2; h++) {
+        tk_model *m = make(true), *back;
+        assert_int_equal(tk_model_save(m, path, NULL), TK_OK);
+        assert_int_equal(tk_model_load(&back, path, true, NULL), TK_OK);
+        assert_true(back->heads[0]->covered);
+        assert_false(back->heads[1]->covered);
+        assert_true(tk_model_drop_head(back, ids[h]));
+        assert_int_equal(back->inputs == NULL, h == 0);
+        assert_int_equal(back->heads[0]->covered, h == 1);
+        tk_model_destroy(back);
+        tk_model_destroy(m);
+    }
 }
 
 static void heads_are_added_once_and_dropped_by_id(void **state)
@@ -424,6 +445,7 @@ int main(void)
         cmocka_unit_test(a_share_of_the_wrong_size_is_refused),
         cmocka_unit_test(a_dropped_head_takes_its_share_of_the_fisher_along),
         cmocka_unit_test(a_clone_is_equal_and_independent),
+        cmocka_unit_test(covariances_go_with_the_head_whose_images_they_hold),
         cmocka_unit_test(heads_are_added_once_and_dropped_by_id),
         cmocka_unit_test(a_head_needs_unique_clean_labels),
         cmocka_unit_test(an_adapter_is_added_once_and_changes_no_answer),

@@ -56,6 +56,7 @@ typedef struct tk_head {
     double tolerance;   /* points that the gate lets it fall, default 1.0 */
     double best;        /* best committed validation accuracy, 0..1; NaN: never measured */
     tk_ewc_share share; /* of the model's Fisher; none when it was made without, or not loaded */
+    bool covered;       /* the model's covariances, if there are any, hold its images */
     tk_precision_check checks[TK_PRECISION_COUNT]; /* fp32's is unused */
 } tk_head;
 
@@ -89,8 +90,9 @@ TK_MUST tk_err tk_model_add_head(tk_model *model, tk_head *head);
 /* Takes the head's share out of the Fisher sum: the trunk is free to forget it. The part of a head
  * that has no share (of a version made before there were any) stays in the sum. */
 void tk_model_unprotect_head(tk_model *model, tk_head *head);
-/* Removes and frees, its share of the Fisher with it; without heads there is no Fisher. False when
- * absent. */
+/* Removes and frees, its share of the Fisher with it; without heads there is no Fisher. The
+ * covariances are one sum, from which no head's part can be taken: if they hold this head's images,
+ * or it is the last one, they go whole, and jobs to come begin new ones. False when absent. */
 bool tk_model_drop_head(tk_model *model, const char *id);
 
 /* May the version be served in `precision`? In fp32 always, in another one when every head was
