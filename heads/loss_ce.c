@@ -11,32 +11,6 @@
 
 #include "heads/loss.h"
 
-void tk_softmax(size_t c, const float *logits, float temperature, float *out)
-{
-    float top = logits[0];
-    for (size_t k = 1; k < c; k++)
-        if (logits[k] > top) top = logits[k];
-    double sum = 0;
-    for (size_t k = 0; k < c; k++) {
-        out[k] = expf((logits[k] - top) / temperature);
-        sum += (double)out[k];
-    }
-    const float scale = (float)(1 / sum);
-    for (size_t k = 0; k < c; k++)
-        out[k] *= scale;
-}
-
-/* log(sum exp z) of one row. */
-static double log_sum_exp(size_t c, const float *z)
-{
-    double top = (double)z[0], sum = 0;
-    for (size_t k = 1; k < c; k++)
-        if ((double)z[k] > top) top = (double)z[k];
-    for (size_t k = 0; k < c; k++)
-        sum += exp((double)z[k] - top);
-    return top + log(sum);
-}
-
 double tk_loss_ce(size_t n, size_t c, const float *logits, const uint32_t *labels, float smoothing,
                   float *dlogits)
 {
@@ -46,7 +20,7 @@ double tk_loss_ce(size_t n, size_t c, const float *logits, const uint32_t *label
         const float *z = logits + i * c;
         const uint32_t y = labels[i];
         assert(y < c);
-        const double lse = log_sum_exp(c, z);
+        const double lse = tk_log_sum_exp(c, z, 1);
         double sum = 0; /* of all logits: sum_k (s/c) log p_k = (s/c) (sum z - c lse) */
         for (size_t k = 0; k < c; k++)
             sum += (double)z[k];

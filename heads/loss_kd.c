@@ -4,24 +4,14 @@
  *     KD_T(old, new) = - sum_i F_T(old)_i log F_T(new)_i
  *     F_T(u)_i = u_i^(1/T) / sum_j u_j^(1/T) on softmax probabilities u  =  softmax(logits / T)_i
  *     L = T^2 KD_T(teacher, student)
- *     dL/dz_i = T (softmax(z / T)_i - softmax(t / T)_i)          (z: student's logits, t:
- * teacher's)
+ *     dL/dz_i = T (softmax(z / T)_i - softmax(t / T)_i)
+ *
+ * with the student's logits z and the teacher's t.
  *
  * The teacher is the target. T^2 keeps the gradient's size independent of T. */
 #include <math.h>
 
 #include "heads/loss.h"
-
-/* log(sum exp(z / T)) of one row. */
-static double log_sum_exp(size_t c, const float *z, double t)
-{
-    double top = (double)z[0], sum = 0;
-    for (size_t k = 1; k < c; k++)
-        if ((double)z[k] > top) top = (double)z[k];
-    for (size_t k = 0; k < c; k++)
-        sum += exp(((double)z[k] - top) / t);
-    return top / t + log(sum);
-}
 
 double tk_loss_kd(size_t n, size_t c, const float *teacher, const float *student, float temperature,
                   float weight, float *dlogits, double *entropy)
@@ -31,7 +21,7 @@ double tk_loss_kd(size_t n, size_t c, const float *teacher, const float *student
     double cross = 0, own = 0;
     for (size_t i = 0; i < n; i++) {
         const float *zt = teacher + i * c, *zs = student + i * c;
-        const double lt = log_sum_exp(c, zt, t), ls = log_sum_exp(c, zs, t);
+        const double lt = tk_log_sum_exp(c, zt, t), ls = tk_log_sum_exp(c, zs, t);
         for (size_t k = 0; k < c; k++) {
             const double log_p = (double)zt[k] / t - lt, log_q = (double)zs[k] / t - ls;
             const double p = exp(log_p);

@@ -7,6 +7,8 @@
 
 /* softmax(logits / temperature) of one row of c logits; `out` may be `logits`. */
 void tk_softmax(size_t c, const float *logits, float temperature, float *out);
+/* log(sum exp(logits / temperature)) of one row. */
+double tk_log_sum_exp(size_t c, const float *logits, double temperature);
 
 /* Cross-entropy with label smoothing, mean over n rows. labels[i] < c. dlogits [n][c] is
  * overwritten with the gradient; NULL: not wanted. */

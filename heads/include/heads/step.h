@@ -2,7 +2,7 @@
  * only, by the head and its adapter:
  *
  *     L = CE(new head)
- *       + kappa  * sum over other heads h of  T^2 * KD_T(pseudo-labels of h, current logits of h)
+ *       + kappa/H * sum over H other heads h of  T^2 * KD_T(pseudo-labels of h, logits of h)
  *       + lambda/2 * sum over trunk parameters j of  F_j (theta_j - anchor_j)^2
  *
  * and, with a projection, only such changes of the trunk as leave the old tasks' answers alone. */
