@@ -161,9 +161,10 @@ static const tk__cmd commands[] = {
      "Without a number: the current one.\n\n  trunkctl version export 3 --output trunk.safetensors",
      tk__cmd_version_export},
     {"trunk import", "FILE", "admin: begin with trained weights",
-     "A safetensors file with torchvision's names of a ResNet-18/34/50 or ResNet-20/32/56. "
-     "Architecture and input\n"
-     "size are guessed from the tensors unless given.\n\n"
+     "A safetensors file with torchvision's names of a ResNet-18/34/50 or ResNet-20/32/56, of "
+     "which "
+     "architecture\n"
+     "and input size are guessed unless given; or an exported version, whose heads stay behind.\n\n"
      "  trunkctl trunk import resnet18.safetensors\n"
      "  trunkctl trunk import resnet18.safetensors --arch resnet18 --px 64",
      tk__cmd_trunk_import},

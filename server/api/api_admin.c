@@ -383,14 +383,11 @@ void tk__import_message(tk_rpc_call *call, const ProtobufCMessage *message)
 }
 
 /* A model without heads from a file with torchvision's names. */
-static tk_err read_trunk(const import *i, tk_model **out, tk_diag *diag)
+static tk_err read_foreign(const import *i, const tk_tensors *tensors, tk_model **out,
+                           tk_diag *diag)
 {
-    tk_tensors *tensors;
-    *out = NULL;
-    tk_err err = tk_tensors_open(&tensors, i->path, diag);
-    if (err != TK_OK) return err;
     tk_arch arch = TK_RESNET18;
-    err =
+    tk_err err =
         i->arch[0] ? tk_arch_parse(i->arch, &arch, diag) : tk_arch_guess(tensors, "", &arch, diag);
     const bool small = arch == TK_RESNET20 || arch == TK_RESNET32 || arch == TK_RESNET56;
     const unsigned px = i->px ? i->px : small ? 32 : 224;
@@ -404,6 +401,36 @@ static tk_err read_trunk(const import *i, tk_model **out, tk_diag *diag)
         err = tk_fail(diag, TK_BADDATA, "the tensor %s has entries that are not finite",
                       tk_params_nonfinite((*out)->trunk));
     }
+    return err;
+}
+
+/* The trunk of an exported version, and how it wants its images. Its heads stay behind: whose they
+ * were is not in the file. */
+static tk_err read_exported(const import *i, tk_model **out, tk_diag *diag)
+{
+    tk_err err = tk_model_load(out, i->path, false, diag);
+    if (err != TK_OK) return err;
+    while ((*out)->n_heads > 0)
+        (void)tk_model_drop_head(*out, (*out)->heads[0]->id);
+    tk_model_forget_precisions(*out);
+    const char *arch = tk_arch_name((*out)->trunk->arch);
+    if (i->arch[0] && strcmp(i->arch, arch) != 0)
+        return tk_fail(diag, TK_BADARG, "arch is %s, but the file is a version of %s", i->arch,
+                       arch);
+    if (i->px && i->px != (*out)->preproc.crop)
+        return tk_fail(diag, TK_BADARG, "px is %u, but the file is a version for %zu px", i->px,
+                       (size_t)(*out)->preproc.crop);
+    return TK_OK;
+}
+
+static tk_err read_trunk(const import *i, tk_model **out, tk_diag *diag)
+{
+    tk_tensors *tensors;
+    *out = NULL;
+    tk_err err = tk_tensors_open(&tensors, i->path, diag);
+    if (err != TK_OK) return err;
+    err = tk_tensors_meta(tensors, "trunkd") ? read_exported(i, out, diag)
+                                             : read_foreign(i, tensors, out, diag);
     tk_tensors_close(tensors);
     if (err != TK_OK) {
         tk_model_destroy(*out);

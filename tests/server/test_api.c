@@ -586,27 +586,6 @@ static void status_counts_what_was_answered(void **state)
     tk_client_free_message(&after->base);
 }
 
-/* ExportVersion into memory. */
-static fixture_bytes export_version(tk_client *client, uint64_t number, tk_client_status *status)
-{
-    fixture_bytes out = {NULL, 0};
-    Trunkd__V1__ExportVersionRequest in;
-    trunkd__v1__export_version_request__init(&in);
-    in.version = number;
-    tk_client_call *call =
-        tk_client_start(client, "/trunkd.v1.Admin/ExportVersion", PB(file_chunk), 60000);
-    tk_client_send(call, &in.base);
-    tk_client_send_end(call);
-    for (Trunkd__V1__FileChunk *c; (c = (Trunkd__V1__FileChunk *)tk_client_receive(call));) {
-        out.data = realloc(out.data, out.size + c->data.len);
-        memcpy(out.data + out.size, c->data.data, c->data.len);
-        out.size += c->data.len;
-        tk_client_free_message(&c->base);
-    }
-    tk_client_finish(call, status);
-    return out;
-}
-
 static void an_exported_version_is_the_model(void **state)
 {
     (void)state;
@@ -633,43 +612,33 @@ static void an_exported_version_is_the_model(void **state)
     assert_null(file.data);
 }
 
-static tk_client_status import(const void *data, size_t size, const char *arch)
+/* It is understood: what is in the way are the heads that are here. */
+static void an_exported_version_can_be_imported(void **state)
 {
-    char name[32];
-    snprintf(name, sizeof name, "%s", arch);
-    tk_client_call *call =
-        tk_client_start(server.admin, "/trunkd.v1.Admin/ImportTrunk", PB(version), 60000);
-    Trunkd__V1__ImportTrunkManifest manifest;
-    trunkd__v1__import_trunk_manifest__init(&manifest);
-    manifest.arch = name;
-    Trunkd__V1__ImportTrunkRequest in;
-    trunkd__v1__import_trunk_request__init(&in);
-    in.part_case = TRUNKD__V1__IMPORT_TRUNK_REQUEST__PART_MANIFEST;
-    in.manifest = &manifest;
-    tk_client_send(call, &in.base);
-    in.part_case = TRUNKD__V1__IMPORT_TRUNK_REQUEST__PART_CHUNK;
-    for (size_t at = 0; at < size; at += 100000) {
-        uint8_t chunk[100000];
-        in.chunk.len = size - at < sizeof chunk ? size - at : sizeof chunk;
-        memcpy(chunk, (const uint8_t *)data + at, in.chunk.len);
-        in.chunk.data = chunk;
-        if (!tk_client_send(call, &in.base)) break;
-    }
-    tk_client_send_end(call);
-    tk_client_free_message(tk_client_receive(call));
+    (void)state;
     tk_client_status status;
-    tk_client_finish(call, &status);
-    return status;
+    const fixture_bytes file = export_version(server.admin, 1, &status);
+    assert_status(&status, TK_CLIENT_OK, "");
+    status = import_trunk(server.admin, file, "resnet18", NULL);
+    assert_status(&status, TK_CLIENT_INVALID_ARGUMENT, "the file is a version of resnet20");
+    status = import_trunk(server.admin, file, "", NULL);
+    assert_status(&status, TK_CLIENT_FAILED_PRECONDITION, "2 heads");
+    status = import_trunk(server.admin, (fixture_bytes){file.data, file.size - 9}, "", NULL);
+    assert_int_equal(status.code, TK_CLIENT_INVALID_ARGUMENT);
+    free(file.data);
+    assert_int_equal(count_temporaries(), 0);
 }
 
 static void a_bad_import_is_refused_with_its_reason(void **state)
 {
     (void)state;
-    tk_client_status status = import("not safetensors at all", 22, "resnet20");
+    uint8_t junk[] = "not safetensors at all";
+    tk_client_status status =
+        import_trunk(server.admin, (fixture_bytes){junk, 22}, "resnet20", NULL);
     assert_int_equal(status.code, TK_CLIENT_INVALID_ARGUMENT);
-    status = import("x", 1, "resnet99");
+    status = import_trunk(server.admin, (fixture_bytes){junk, 1}, "resnet99", NULL);
     assert_status(&status, TK_CLIENT_INVALID_ARGUMENT, "resnet99");
-    status = import("", 0, "");
+    status = import_trunk(server.admin, (fixture_bytes){NULL, 0}, "", NULL);
     assert_status(&status, TK_CLIENT_INVALID_ARGUMENT, "no chunk came");
     assert_int_equal(count_temporaries(), 0);
     assert_still_serving();
@@ -732,6 +701,7 @@ int main(void)
         cmocka_unit_test(tenants_and_tokens_come_and_go),
         cmocka_unit_test(status_counts_what_was_answered),
         cmocka_unit_test(an_exported_version_is_the_model),
+        cmocka_unit_test(an_exported_version_can_be_imported),
         cmocka_unit_test(a_bad_import_is_refused_with_its_reason),
         cmocka_unit_test(rollback_refuses_what_is_not_there),
     };

@@ -365,8 +365,9 @@ static void stop_within_grace_loses_no_call_in_flight(void **state)
     join_waiters(waiters, IN_FLIGHT);
     pthread_join(s.thread, NULL);
     f->server = NULL;
-    /* CANCELLED is the core's answer to a call whose headers crossed its GOAWAY on the wire; one that came
-     * in the very moment of the stop waits in the core for its deadline (wait_for_calls()). */
+    /* CANCELLED is the core's answer to a call whose headers crossed its GOAWAY on the wire; one
+     * that came in the very moment of the stop waits in the core for its deadline
+     * (wait_for_calls()). */
     if (late != TK_CLIENT_CANCELLED && late != TK_CLIENT_DEADLINE_EXCEEDED)
         assert_int_equal(late, TK_CLIENT_UNAVAILABLE);
     for (unsigned i = 0; i < IN_FLIGHT; i++)
@@ -491,8 +492,8 @@ static long refuse_200_mb(const rpc_fixture *f, tk_client_status *status)
     return growth;
 }
 
-/* With memory to spare: near its quota the core may drop the stream before it has seen the size, which
- * is RESOURCE_EXHAUSTED too, in words of its own. */
+/* With memory to spare: near its quota the core may drop the stream before it has seen the size,
+ * which is RESOURCE_EXHAUSTED too, in words of its own. */
 static void message_of_200_mb_is_refused_with_its_size_and_the_limit(void **state)
 {
     (void)state;

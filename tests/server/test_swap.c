@@ -86,8 +86,9 @@ static void *load_main(void *arg)
         if (!a.message) {
             atomic_fetch_add(&l->failed, 1);
             const long long killed = atomic_load(&l->killed_ns);
-            /* Begun before the server was told to stop, yet not answered: lost, unless its headers crossed
-             * the core's GOAWAY on the wire, which the core answers with a bare CANCELLED. */
+            /* Begun before the server was told to stop, yet not answered: lost, unless its headers
+             * crossed the core's GOAWAY on the wire, which the core answers with a bare CANCELLED.
+             */
             const bool crossed = killed != 0 && a.status.code == TK_CLIENT_CANCELLED &&
                                  strcmp(a.status.text, "CANCELLED") == 0;
             if ((killed == 0 || begun < killed) && !crossed) {
@@ -286,22 +287,9 @@ static void a_trunk_is_imported_as_the_first_version(void **state)
     char path[300];
     snprintf(path, sizeof path, "%s/import", t.dir);
     fixture_bytes file = torchvision_file(path);
-    tk_client_call *call = tk_client_start(t.admin, "/trunkd.v1.Admin/ImportTrunk",
-                                           &trunkd__v1__version__descriptor, 60000);
-    Trunkd__V1__ImportTrunkManifest manifest;
-    trunkd__v1__import_trunk_manifest__init(&manifest);
-    Trunkd__V1__ImportTrunkRequest in;
-    trunkd__v1__import_trunk_request__init(&in);
-    in.part_case = TRUNKD__V1__IMPORT_TRUNK_REQUEST__PART_MANIFEST;
-    in.manifest = &manifest;
-    assert_true(tk_client_send(call, &in.base));
-    in.part_case = TRUNKD__V1__IMPORT_TRUNK_REQUEST__PART_CHUNK;
-    in.chunk = (ProtobufCBinaryData){file.size, file.data};
-    assert_true(tk_client_send(call, &in.base));
-    tk_client_send_end(call);
-    Trunkd__V1__Version *version = (Trunkd__V1__Version *)tk_client_receive(call);
-    tk_client_status status;
-    if (tk_client_finish(call, &status) != TK_CLIENT_OK) fail_msg("%s", status.text);
+    Trunkd__V1__Version *version;
+    tk_client_status status = import_trunk(t.admin, file, "", &version);
+    if (status.code != TK_CLIENT_OK) fail_msg("%s", status.text);
     assert_int_equal(version->number, 1);
     assert_true(version->current);
     assert_int_equal(version->n_heads, 0);
@@ -310,6 +298,13 @@ static void a_trunk_is_imported_as_the_first_version(void **state)
     const answer a = classify(t.alice, images, 1, NULL, 1);
     assert_int_equal(a.status.code, TK_CLIENT_FAILED_PRECONDITION);
     assert_non_null(strstr(a.status.text, "you have no head yet"));
+    free(file.data);
+    file = export_version(t.admin, 1, &status); /* and what is exported is a trunk again */
+    status = import_trunk(t.admin, file, "resnet32", &version);
+    if (status.code != TK_CLIENT_OK) fail_msg("%s", status.text);
+    assert_int_equal(version->number, 2);
+    assert_non_null(strstr(version->reason, "resnet32 at 32 px"));
+    tk_client_free_message(&version->base);
     assert_int_equal(trunkd_end(&t, SIGTERM), 0);
     trunkd_start(&t,
                  (const char *const[]){"--arch", "resnet32", NULL}); /* what the store has now */

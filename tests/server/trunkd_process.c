@@ -367,3 +367,55 @@ tk_client_status upload(tk_client *client, const char *name, const fixture_bytes
     tk_client_finish(call, &status);
     return status;
 }
+
+fixture_bytes export_version(tk_client *client, uint64_t number, tk_client_status *status)
+{
+    fixture_bytes out = {NULL, 0};
+    Trunkd__V1__ExportVersionRequest in;
+    trunkd__v1__export_version_request__init(&in);
+    in.version = number;
+    tk_client_call *call = tk_client_start(client, "/trunkd.v1.Admin/ExportVersion",
+                                           &trunkd__v1__file_chunk__descriptor, 60000);
+    tk_client_send(call, &in.base);
+    tk_client_send_end(call);
+    for (Trunkd__V1__FileChunk *c; (c = (Trunkd__V1__FileChunk *)tk_client_receive(call));) {
+        out.data = realloc(out.data, out.size + c->data.len);
+        memcpy(out.data + out.size, c->data.data, c->data.len);
+        out.size += c->data.len;
+        tk_client_free_message(&c->base);
+    }
+    tk_client_finish(call, status);
+    return out;
+}
+
+tk_client_status import_trunk(tk_client *client, fixture_bytes file, const char *arch,
+                              Trunkd__V1__Version **version)
+{
+    char name[32];
+    snprintf(name, sizeof name, "%s", arch);
+    tk_client_call *call = tk_client_start(client, "/trunkd.v1.Admin/ImportTrunk",
+                                           &trunkd__v1__version__descriptor, 60000);
+    Trunkd__V1__ImportTrunkManifest manifest;
+    trunkd__v1__import_trunk_manifest__init(&manifest);
+    manifest.arch = name;
+    Trunkd__V1__ImportTrunkRequest in;
+    trunkd__v1__import_trunk_request__init(&in);
+    in.part_case = TRUNKD__V1__IMPORT_TRUNK_REQUEST__PART_MANIFEST;
+    in.manifest = &manifest;
+    (void)tk_client_send(call, &in.base);
+    in.part_case = TRUNKD__V1__IMPORT_TRUNK_REQUEST__PART_CHUNK;
+    for (size_t at = 0; at < file.size; at += in.chunk.len) {
+        in.chunk.len = file.size - at < 100000 ? file.size - at : 100000;
+        in.chunk.data = file.data + at;
+        if (!tk_client_send(call, &in.base)) break;
+    }
+    tk_client_send_end(call);
+    ProtobufCMessage *made = tk_client_receive(call);
+    if (version)
+        *version = (Trunkd__V1__Version *)made;
+    else
+        tk_client_free_message(made);
+    tk_client_status status;
+    tk_client_finish(call, &status);
+    return status;
+}

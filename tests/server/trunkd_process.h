@@ -57,4 +57,10 @@ answer classify(tk_client *client, const fixture_bytes *images, size_t n, const 
 tk_client_status upload(tk_client *client, const char *name, const fixture_bytes *images,
                         const char *const *labels, size_t n, uint64_t *id);
 
+/* ExportVersion into memory, for free(). */
+fixture_bytes export_version(tk_client *client, uint64_t number, tk_client_status *status);
+/* ImportTrunk of a file; *version (may be NULL) is for tk_client_free_message, or NULL. */
+tk_client_status import_trunk(tk_client *client, fixture_bytes file, const char *arch,
+                              Trunkd__V1__Version **version);
+
 #endif
