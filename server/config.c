@@ -1,14 +1,19 @@
-/* See config.h. One table gives parsing, environment names and the manual. */
+/* See config.h. One table gives parsing, environment names, names in the file and the manual. */
 #include "config.h"
 
 #include <arpa/inet.h>
+#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "config_file.h"
+#include "engine/mem.h"
 
 typedef enum value_kind { TEXT, CHOICE, COUNT, BYTES, REAL } value_kind;
 
@@ -23,6 +28,10 @@ typedef struct option {
 #define AT(field) offsetof(tk_config, field)
 
 static const option options[] = {
+    {"config", "FILE", TEXT, AT(file), 0, 0,
+     "lines of \"name = value\" with the names of these flags; # begins a comment. A flag wins "
+     "over a variable, and that over the file. SIGHUP reads it again: what can change while the "
+     "server runs does so, and the log names what needs a restart"},
     {"store", "DIR", TEXT, AT(store), 0, 0,
      "where everything that lasts is kept; made when missing. Default: /var/lib/trunkd for root, "
      "else "
@@ -114,6 +123,14 @@ static const option options[] = {
 };
 enum { N_OPTIONS = sizeof options / sizeof options[0] };
 
+/* What a reload may change. The server looks at these when it is told (tk_server_reload()), or at
+ * its end. */
+static const size_t live[] = {
+    AT(queue),     AT(tenant_queue),     AT(tenant_rate),      AT(delay_ms),
+    AT(grace_s),   AT(max_upload_bytes), AT(max_tenant_bytes), AT(max_queued_jobs),
+    AT(log_level), AT(log_format),       AT(access_log),
+};
+
 static bool one_of(const char *choices, const char *value)
 {
     const size_t len = strlen(value);
@@ -143,7 +160,7 @@ static bool number(const char *text, value_kind kind, double *out)
     return *end == '\0' && (kind == REAL || *out == floor(*out));
 }
 
-/* `source` is what the person wrote: "--px" or "TRUNKD_PX". */
+/* `source` is what the person wrote: "--px", "TRUNKD_PX" or "FILE:3: px". */
 static tk_err set(tk_config *c, const option *o, const char *source, const char *value,
                   tk_diag *diag)
 {
@@ -219,6 +236,47 @@ static tk_err from_argument(tk_config *c, char **argv, int left, int *used, tk_d
     return tk_fail(diag, TK_BADARG, "unknown argument \"%s\"; see trunkd --help", arg);
 }
 
+static tk_err from_arguments(tk_config *c, int argc, char **argv, tk_diag *diag)
+{
+    tk_err err = TK_OK;
+    int used;
+    for (int i = 1; err == TK_OK && i < argc; i += used)
+        err = from_argument(c, argv + i, argc - i, &used, diag);
+    return err;
+}
+
+/* The option that may stand in the file under this name, or N_OPTIONS. */
+static size_t find_setting(const char *name)
+{
+    size_t i = 0;
+    while (i < N_OPTIONS && (options[i].offset == AT(file) || strcmp(options[i].name, name) != 0))
+        i++;
+    return i;
+}
+
+static tk_err from_file(tk_config *c, const char *path, tk_diag *diag)
+{
+    tk_err err = tk__config_file_read(path, &c->text, diag);
+    unsigned seen[N_OPTIONS] = {0}; /* at which line; 0: not yet */
+    char *at = c->text;
+    tk__config_line line = {0};
+    while (err == TK_OK && (err = tk__config_file_next(path, &at, &line, diag)) == TK_OK &&
+           line.name) {
+        const size_t i = find_setting(line.name);
+        if (i == N_OPTIONS)
+            return tk_fail(diag, TK_BADARG, "%s:%u: there is no setting \"%s\"; see trunkd --help",
+                           path, line.number, line.name);
+        if (seen[i])
+            return tk_fail(diag, TK_BADARG, "%s:%u: %s is given in line %u already", path,
+                           line.number, line.name, seen[i]);
+        seen[i] = line.number;
+        char source[400];
+        snprintf(source, sizeof source, "%.300s:%u: %s", path, line.number, line.name);
+        err = set(c, &options[i], source, line.value, diag);
+    }
+    return err;
+}
+
 static tk_err default_store(tk_config *c, char *(*lookup)(const char *), tk_diag *diag)
 {
     const char *data = lookup("XDG_DATA_HOME"), *home = lookup("HOME");
@@ -279,8 +337,7 @@ static tk_err check_transport(const tk_config *c, tk_diag *diag)
         c->listen);
 }
 
-tk_err tk_config_parse(tk_config *c, int argc, char **argv, char *(*lookup)(const char *name),
-                       tk_diag *diag)
+static void set_defaults(tk_config *c)
 {
     *c = (tk_config){.listen = "127.0.0.1:7700",
                      .batch = 16,
@@ -294,15 +351,117 @@ tk_err tk_config_parse(tk_config *c, int argc, char **argv, char *(*lookup)(cons
                      .isa = "auto",
                      .precision = "fp32",
                      .access_log = "no"};
-    tk_err err = from_environment(c, lookup, diag);
-    int used;
-    for (int i = 1; err == TK_OK && i < argc; i += used) {
-        err = from_argument(c, argv + i, argc - i, &used, diag);
+}
+
+/* All that is set, the least important first. The file is known when the others were read. */
+static tk_err gather(tk_config *c, int argc, char **argv, char *(*lookup)(const char *name),
+                     tk_diag *diag)
+{
+    tk_err err = TK_OK;
+    const char *file = NULL;
+    do {
+        set_defaults(c);
+        if (file) err = from_file(c, file, diag);
+        if (err == TK_OK) err = from_environment(c, lookup, diag);
+        if (err == TK_OK) err = from_arguments(c, argc, argv, diag);
+        if (file || err != TK_OK || c->help || c->version) return err;
+        file = c->file;
+    } while (file);
+    return err;
+}
+
+tk_err tk_config_parse(tk_config *c, int argc, char **argv, char *(*lookup)(const char *name),
+                       tk_diag *diag)
+{
+    tk_err err = gather(c, argc, argv, lookup, diag);
+    if (err == TK_OK && (c->help || c->version)) return TK_OK;
+    if (err == TK_OK) err = check_transport(c, diag);
+    if (err == TK_OK && !c->store) err = default_store(c, lookup, diag);
+    if (err != TK_OK) tk_config_fini(c);
+    return err;
+}
+
+void tk_config_fini(tk_config *c)
+{
+    tk_free(c->text);
+    tk_free(c->live_text);
+    c->text = c->live_text = NULL;
+}
+
+/* -- a reload -- */
+
+enum { VALUE_SIZE = sizeof(uint64_t) };
+static_assert(sizeof(char *) == VALUE_SIZE && sizeof(double) == VALUE_SIZE,
+              "options are taken over without a look at their kind");
+
+static bool is_text(const option *o)
+{
+    return o->kind == TEXT || o->kind == CHOICE;
+}
+
+static const char *text_of(const tk_config *c, const option *o)
+{
+    const char *text;
+    memcpy(&text, (const char *)c + o->offset, sizeof text);
+    return text;
+}
+
+static bool same(const tk_config *a, const tk_config *b, const option *o)
+{
+    if (!is_text(o))
+        return memcmp((const char *)a + o->offset, (const char *)b + o->offset, VALUE_SIZE) == 0;
+    const char *x = text_of(a, o), *y = text_of(b, o);
+    return x && y ? strcmp(x, y) == 0 : x == y;
+}
+
+/* The value as a person would write it. 0 stands for an option that was left out. */
+static void print_value(const tk_config *c, const option *o, char *out, size_t size)
+{
+    uint64_t n;
+    double x;
+    memcpy(&n, (const char *)c + o->offset, sizeof n);
+    memcpy(&x, (const char *)c + o->offset, sizeof x);
+    if (n == 0 && (is_text(o) || o->min > 0))
+        snprintf(out, size, "default");
+    else if (is_text(o))
+        snprintf(out, size, "%s", text_of(c, o));
+    else if (o->kind == REAL)
+        snprintf(out, size, "%g", x);
+    else
+        snprintf(out, size, "%" PRIu64, n);
+}
+
+static void append(char *list, size_t size, const char *name, const char *value)
+{
+    const size_t n = strlen(list);
+    snprintf(list + n, size - n, "%s%s%s%s", n ? " " : "", name, value ? "=" : "",
+             value ? value : "");
+}
+
+static bool is_live(const option *o)
+{
+    for (size_t i = 0; i < sizeof live / sizeof live[0]; i++)
+        if (live[i] == o->offset) return true;
+    return false;
+}
+
+void tk_config_adopt(tk_config *running, tk_config *next, tk_config_changes *changes)
+{
+    *changes = (tk_config_changes){{0}, {0}};
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        const option *o = &options[i];
+        const bool differs = !same(running, next, o);
+        if (differs && !is_live(o))
+            append(changes->restart, sizeof changes->restart, o->name, NULL);
+        if (!is_live(o)) continue;
+        char value[64];
+        print_value(next, o, value, sizeof value);
+        if (differs) append(changes->taken, sizeof changes->taken, o->name, value);
+        memcpy((char *)running + o->offset, (const char *)next + o->offset, VALUE_SIZE);
     }
-    if (err != TK_OK || c->help || c->version) return err;
-    err = check_transport(c, diag);
-    if (err != TK_OK) return err;
-    return c->store ? TK_OK : default_store(c, lookup, diag);
+    tk_free(running->live_text); /* every live string points into the new one now */
+    running->live_text = next->text;
+    next->text = NULL;
 }
 
 /* Prints `text` in lines of at most 78 characters, each after `indent` spaces. */
@@ -328,17 +487,21 @@ static void wrap(FILE *to, const char *text, int indent)
 
 void tk_config_help(FILE *to)
 {
-    fputs("trunkd " TRUNKD_VERSION
-          " - one shared trunk, many heads: serves image classifiers and learns "
-          "new ones\n\n"
-          "usage: trunkd [--FLAG VALUE]...\n\n"
-          "Serves the heads of many tenants on one shared ResNet trunk over gRPC, and fine-tunes "
-          "the\n"
-          "trunk for new heads without letting the old ones degrade. Stop it with SIGTERM or "
-          "SIGINT:\n"
-          "running calls are finished first, and a running job goes on at the next start.\n\n"
-          "FLAGS (each also as a variable: --delay-ms is TRUNKD_DELAY_MS; a flag wins)\n\n",
-          to);
+    fputs(
+        "trunkd " TRUNKD_VERSION
+        " - one shared trunk, many heads: serves image classifiers and learns "
+        "new ones\n\n"
+        "usage: trunkd [--FLAG VALUE]...\n\n"
+        "Serves the heads of many tenants on one shared ResNet trunk over gRPC, and fine-tunes "
+        "the\n"
+        "trunk for new heads without letting the old ones degrade. Stop it with SIGTERM or "
+        "SIGINT:\n"
+        "running calls are finished first, and a running job goes on at the next start. SIGHUP "
+        "reads\n"
+        "the file of --config again.\n\n"
+        "FLAGS (each also as a variable: --delay-ms is TRUNKD_DELAY_MS; and as a line of a file:\n"
+        "delay-ms = 5)\n\n",
+        to);
     for (size_t i = 0; i < N_OPTIONS; i++) {
         fprintf(to, "  --%s %s\n", options[i].name, options[i].arg);
         wrap(to, options[i].help, 6);

@@ -1,5 +1,6 @@
-/* Configuration: command-line flags, each with an environment twin (--delay-ms is TRUNKD_DELAY_MS).
- * A flag wins over the environment. */
+/* Configuration: command-line flags, each with an environment twin (--delay-ms is TRUNKD_DELAY_MS)
+ * and a name in the file that --config names. A flag wins over the environment, and that over the
+ * file. */
 #ifndef SERVER_CONFIG_H
 #define SERVER_CONFIG_H
 
@@ -10,6 +11,7 @@
 #include "engine/err.h"
 
 typedef struct tk_config {
+    const char *file; /* --config; NULL: none */
     const char *store, *listen, *port_file;
     const char *tls_cert, *tls_key, *tls_client_ca; /* NULL: plain text; no client certificates */
     const char *tls_client, *allow_plaintext;       /* NULL: "required", "no" */
@@ -27,12 +29,25 @@ typedef struct tk_config {
     uint64_t max_upload_bytes, max_queued_jobs, max_tenant_bytes, max_connections;
     bool help, version;
     char default_store[4096];
+    char *text, *live_text; /* what strings of the file point into: at the start, since a reload */
 } tk_config;
 
-/* Strings are borrowed from argv and the environment. `lookup` is getenv (or a test's). TK_BADARG:
- * the sentence names the flag or variable, the value and what is allowed. */
+/* Strings are borrowed from argv and the environment; those of the file last until
+ * tk_config_fini(), which is not owed after a failure. `lookup` is getenv (or a test's). TK_BADARG:
+ * the sentence names the flag, variable, or file and line, the value and what is allowed. */
 TK_MUST tk_err tk_config_parse(tk_config *out, int argc, char **argv,
                                char *(*lookup)(const char *name), tk_diag *diag);
+void tk_config_fini(tk_config *config); /* a zeroed one is fine */
+
+/* Lists for a line of the log; "" when there is nothing. */
+typedef struct tk_config_changes {
+    char taken[1024];   /* "queue=2048 log-level=debug" */
+    char restart[1024]; /* what only a restart changes: "batch threads" */
+} tk_config_changes;
+
+/* Takes over from `next`, which still wants its fini, what may change while the server runs. No
+ * other thread may read those fields of `running`. */
+void tk_config_adopt(tk_config *running, tk_config *next, tk_config_changes *changes);
 /* The manual: what the program is, every flag, examples, exit status. */
 void tk_config_help(FILE *to);
 

@@ -3,6 +3,7 @@
 #include "log.h"
 
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -10,12 +11,13 @@
 
 enum { LINE = 8192, TAIL = 16 }; /* TAIL: room kept for closing quote, brace and newline */
 
-static bool as_json;
-static tk_log_level least_level = TK_LOG_INFO;
+static atomic_bool as_json; /* relaxed, both: a line looks once */
+static _Atomic tk_log_level least_level = TK_LOG_INFO;
 
 typedef struct line {
     char text[LINE];
     size_t n;
+    bool json;
 } line;
 
 static void put(line *l, const char *s, size_t n)
@@ -86,8 +88,8 @@ static bool plain(const char *text)
 static void put_field(line *l, const char *key, const char *text, int64_t number)
 {
     if (l->n + strlen(key) + 32 > LINE - TAIL) return;
-    if (l->n > (as_json ? 1 : 0)) puts_(l, as_json ? "," : " ");
-    if (as_json)
+    if (l->n > (l->json ? 1 : 0)) puts_(l, l->json ? "," : " ");
+    if (l->json)
         put_quoted(l, key), puts_(l, ":");
     else
         puts_(l, key), puts_(l, "=");
@@ -95,7 +97,7 @@ static void put_field(line *l, const char *key, const char *text, int64_t number
         char digits[24];
         snprintf(digits, sizeof digits, "%" PRId64, number);
         puts_(l, digits);
-    } else if (!as_json && plain(text) && strlen(text) < LINE / 2) {
+    } else if (!l->json && plain(text) && strlen(text) < LINE / 2) {
         puts_(l, text);
     } else {
         put_quoted(l, text);
@@ -104,14 +106,14 @@ static void put_field(line *l, const char *key, const char *text, int64_t number
 
 void tk_log_init(bool json, tk_log_level least)
 {
-    as_json = json;
-    least_level = least;
+    atomic_store_explicit(&as_json, json, memory_order_relaxed);
+    atomic_store_explicit(&least_level, least, memory_order_relaxed);
 }
 
 void tk_log(tk_log_level level, const char *event, const tk_log_field *fields)
 {
     static const char *const names[] = {"debug", "info", "warn", "error"};
-    if (level < least_level) return;
+    if (level < atomic_load_explicit(&least_level, memory_order_relaxed)) return;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     struct tm utc;
@@ -121,13 +123,14 @@ void tk_log(tk_log_level level, const char *event, const tk_log_field *fields)
     snprintf(time + n, sizeof time - n, ".%03ldZ", now.tv_nsec / 1000000);
     line l;
     l.n = 0;
-    if (as_json) puts_(&l, "{");
+    l.json = atomic_load_explicit(&as_json, memory_order_relaxed);
+    if (l.json) puts_(&l, "{");
     put_field(&l, "time", time, 0);
     put_field(&l, "level", names[level], 0);
     put_field(&l, "event", event, 0);
     for (; fields->key; fields++)
         put_field(&l, fields->key, fields->text, fields->number);
-    if (as_json) l.text[l.n++] = '}';
+    if (l.json) l.text[l.n++] = '}';
     l.text[l.n++] = '\n';
     /* A full or closed standard error must not stop the server. */
     const ssize_t written = write(STDERR_FILENO, l.text, l.n);

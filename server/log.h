@@ -19,7 +19,7 @@ typedef struct tk_log_field {
     int64_t number;
 } tk_log_field;
 
-/* Once, before other threads run. Default: logfmt, TK_LOG_INFO. */
+/* Any thread; holds for the lines that begin after it. Default: logfmt, TK_LOG_INFO. */
 void tk_log_init(bool json, tk_log_level least);
 void tk_log(tk_log_level level, const char *event, const tk_log_field *fields);
 

@@ -319,13 +319,45 @@ static tk_err make_parents(const tk_config *c, tk_diag *diag)
     return TK_OK;
 }
 
+/* -- settings that a reload changes -- */
+
+static tk_store_opts store_limits(const tk_config *c)
+{
+    return (tk_store_opts){.max_tenant_bytes = c->max_tenant_bytes,
+                           .max_tenant_jobs = (uint32_t)c->max_queued_jobs};
+}
+
+static tk_batcher_limits queue_limits(const tk_config *c)
+{
+    const uint64_t half = c->queue / 2 > MAX_REQUEST ? c->queue / 2 : MAX_REQUEST;
+    return (tk_batcher_limits){.max_images = c->queue,
+                               .max_tenant_images = c->tenant_queue ? c->tenant_queue : half,
+                               .max_tenant_rate = c->tenant_rate,
+                               .max_delay_us = (unsigned)(c->delay_ms * 1000)};
+}
+
+static tk_api_settings api_settings(const tk_config *c)
+{
+    return (tk_api_settings){.max_upload_bytes = c->max_upload_bytes,
+                             .access_log = strcmp(c->access_log, "yes") == 0};
+}
+
+void tk_server_reload(tk_server *s)
+{
+    const tk_store_opts store = store_limits(s->config);
+    const tk_batcher_limits queue = queue_limits(s->config);
+    const tk_api_settings api = api_settings(s->config);
+    tk_store_set_limits(s->store, &store);
+    tk_batcher_set_limits(s->batcher, &queue);
+    tk_api_set(s->api, &api);
+}
+
 static tk_err open_store(tk_server *s, tk_diag *diag)
 {
     const tk_config *c = s->config;
     tk_err err = make_parents(c, diag);
     if (err != TK_OK) return err;
-    const tk_store_opts opts = {.max_tenant_bytes = c->max_tenant_bytes,
-                                .max_tenant_jobs = (uint32_t)c->max_queued_jobs};
+    const tk_store_opts opts = store_limits(c);
     err = tk_store_open(&s->store, c->store, &opts, diag);
     if (err != TK_OK) return err;
     tk_log(TK_LOG_INFO, "store opened",
@@ -338,15 +370,15 @@ static tk_err start_serving(tk_server *s, tk_diag *diag)
     const tk_config *c = s->config;
     tk_err err = tk_current_create(&s->current);
     if (err != TK_OK) return tk_fail(diag, err, "no memory to serve");
-    const uint64_t half = c->queue / 2 > MAX_REQUEST ? c->queue / 2 : MAX_REQUEST;
+    const tk_batcher_limits limits = queue_limits(c);
     const size_t bytes = QUEUE_BYTES;
     const tk_batcher_opts opts = {.max_batch = c->batch,
-                                  .max_delay_us = (unsigned)(c->delay_ms * 1000),
-                                  .max_images = c->queue,
+                                  .max_delay_us = limits.max_delay_us,
+                                  .max_images = limits.max_images,
                                   .max_bytes = bytes,
-                                  .max_tenant_images = c->tenant_queue ? c->tenant_queue : half,
+                                  .max_tenant_images = limits.max_tenant_images,
                                   .max_tenant_bytes = bytes / 2,
-                                  .max_tenant_rate = c->tenant_rate,
+                                  .max_tenant_rate = limits.max_tenant_rate,
                                   .decode_threads = (unsigned)c->decode_threads,
                                   .metrics = s->metrics};
     err = tk_batcher_create(&s->batcher, &opts, diag);
@@ -379,11 +411,10 @@ static tk_err start_rpc(tk_server *s, tk_diag *diag)
                              .jobs = s->jobs,
                              .batcher = s->batcher,
                              .current = s->current,
-                             .max_upload_bytes = c->max_upload_bytes,
                              .threads = inference_threads(c),
                              .precision = c->precision,
                              .metrics = s->metrics,
-                             .access_log = strcmp(c->access_log, "yes") == 0};
+                             .settings = api_settings(c)};
     tk_err err = tk_api_create(&s->api, &api, diag);
     if (err != TK_OK) return err;
     const bool optional = c->tls_client && strcmp(c->tls_client, "optional") == 0;
@@ -446,6 +477,11 @@ tk_err tk_server_start(tk_server **out, const tk_config *config, tk_diag *diag)
     }
     *out = s;
     return TK_OK;
+}
+
+void tk_server_pulse(tk_server *s)
+{
+    (void)tk_batcher_get_stats(s->batcher);
 }
 
 int tk_server_port(const tk_server *s)

@@ -32,6 +32,11 @@ typedef struct tk_server tk_server;
  * Signals that the caller wants to wait for must be blocked before. On failure nothing is left, and
  * the sentence says why. */
 TK_MUST tk_err tk_server_start(tk_server **out, const tk_config *config, tk_diag *diag);
+/* The configuration was changed by tk_config_adopt(): takes that over. The starting thread. */
+void tk_server_reload(tk_server *server);
+/* Comes back when the queue of images can be looked at: a server that hangs there does not. A slow
+ * disk does not count, as killing the server would not mend it. Any thread. */
+void tk_server_pulse(tk_server *server);
 int tk_server_port(const tk_server *server); /* 1 for a unix socket */
 /* Graceful; returns when all is written, joined and freed. NULL is fine. */
 void tk_server_stop(tk_server *server);

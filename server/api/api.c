@@ -17,6 +17,7 @@ tk_err tk_api_create(tk_api **out, const tk_api_opts *opts, tk_diag *diag)
     if (!api) return tk_fail(diag, TK_NOMEM, "no memory for the services");
     api->o = *opts;
     api->started_ns = tk_now_ns();
+    tk_api_set(api, &opts->settings);
     pthread_mutex_init(&api->streams, NULL);
     const tk_err err = tk_pump_create(&api->pump);
     if (err != TK_OK) {
@@ -34,6 +35,12 @@ void tk_api_destroy(tk_api *api)
     tk_pump_destroy(api->pump);
     pthread_mutex_destroy(&api->streams);
     tk_free(api);
+}
+
+void tk_api_set(tk_api *api, const tk_api_settings *settings)
+{
+    atomic_store_explicit(&api->max_upload_bytes, settings->max_upload_bytes, memory_order_relaxed);
+    atomic_store_explicit(&api->access_log, settings->access_log, memory_order_relaxed);
 }
 
 void tk_api_shutdown(tk_api *api)

@@ -11,22 +11,29 @@
 
 typedef struct tk_api tk_api;
 
+/* What may change while the server runs. */
+typedef struct tk_api_settings {
+    uint64_t max_upload_bytes; /* of one data set */
+    bool access_log;           /* a line for each finished call */
+} tk_api_settings;
+
 /* All borrowed; they must outlive the api. */
 typedef struct tk_api_opts {
     tk_store *store;
     tk_jobs *jobs;
     tk_batcher *batcher;
     tk_current *current;
-    uint64_t max_upload_bytes; /* of one data set */
-    unsigned threads;          /* of inference, for GetStatus */
-    const char *precision;     /* that was asked for, for GetStatus */
-    tk_metrics *metrics;       /* may be NULL */
-    bool access_log;           /* a line for each finished call */
+    unsigned threads;      /* of inference, for GetStatus */
+    const char *precision; /* that was asked for, for GetStatus */
+    tk_metrics *metrics;   /* may be NULL */
+    tk_api_settings settings;
 } tk_api_opts;
 
 TK_MUST tk_err tk_api_create(tk_api **out, const tk_api_opts *opts, tk_diag *diag);
 /* After the RPC server has stopped. NULL is fine. */
 void tk_api_destroy(tk_api *api);
+
+void tk_api_set(tk_api *api, const tk_api_settings *settings); /* any thread */
 
 /* For tk_rpc_opts: the table, the check of a bearer token, and the tenant that a client certificate
  * names. `ctx` is the tk_api. */

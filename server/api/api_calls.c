@@ -59,5 +59,5 @@ void tk_api_call_ended(void *ctx, const tk_rpc_ended *call)
     tk_metrics_call_ended(api->o.metrics, call->path, call->code);
     if (call->images > 0 && call->code == 0)
         tk_metrics_observe(api->o.metrics, TK_STAGE_TOTAL, call->duration_ns);
-    if (api->o.access_log) log_access(call);
+    if (atomic_load_explicit(&api->access_log, memory_order_relaxed)) log_access(call);
 }

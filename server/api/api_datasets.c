@@ -244,11 +244,12 @@ static tk_err add_images(upload *u, tk_rpc_call *call, const Trunkd__V1__UploadI
     if (!u->writer) return tk_fail(diag, TK_BADARG, "the first message must be the manifest");
     for (size_t i = 0; i < m->n_images; i++)
         u->bytes += m->images[i]->data.len;
-    if (u->bytes > api->o.max_upload_bytes) {
+    const uint64_t most = atomic_load_explicit(&api->max_upload_bytes, memory_order_relaxed);
+    if (u->bytes > most) {
         return tk_fail(diag, TK_LIMIT,
                        "the images sent so far have %" PRIu64
                        " bytes, the limit of one data set is %" PRIu64,
-                       u->bytes, api->o.max_upload_bytes);
+                       u->bytes, most);
     }
     tk_err err = tk_store_room_check(api->o.store, tk__tenant(call), u->bytes, diag);
     slab *s = err == TK_OK ? tk_calloc(1, sizeof *s) : NULL;

@@ -23,10 +23,12 @@ struct tk_api {
     tk_pump *pump;
     pthread_mutex_t streams; /* a leaf; guards the user pointer of calls that the pump moves on */
     int64_t started_ns;      /* CLOCK_MONOTONIC */
-    /* Plain counters and a flag that is only ever raised: relaxed order is enough for each by
-     * itself. */
+    /* Plain counters, a flag that is only ever raised, and settings (tk_api_settings): relaxed
+     * order is enough for each by itself. */
     atomic_uint_fast64_t requests, failures;
     atomic_bool stopping;
+    atomic_uint_fast64_t max_upload_bytes;
+    atomic_bool access_log;
 };
 
 enum {
@@ -47,7 +49,6 @@ static inline int64_t tk__tenant(const tk_rpc_call *call)
     const tk_identity *who = tk_rpc_identity(call);
     return who->admin ? TK_ALL : who->tenant;
 }
-
 
 /* -- answers --
  * Messages of one answer live in a region and are freed with it; strings and bytes are borrowed

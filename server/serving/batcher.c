@@ -528,6 +528,18 @@ tk_err tk_batcher_submit(tk_batcher *b, tk_infer *r, tk_diag *diag)
     return err;
 }
 
+void tk_batcher_set_limits(tk_batcher *b, const tk_batcher_limits *limits)
+{
+    pthread_mutex_lock(&b->lock);
+    b->opts.max_images = limits->max_images;
+    b->opts.max_tenant_images = limits->max_tenant_images;
+    b->opts.max_tenant_rate = limits->max_tenant_rate;
+    b->opts.max_delay_us = limits->max_delay_us;
+    tk__tenants_set_rate(&b->tenants, limits->max_tenant_rate, b->opts.clock());
+    pthread_cond_signal(&b->ready); /* its time of waiting may be another */
+    pthread_mutex_unlock(&b->lock);
+}
+
 tk_batcher_stats tk_batcher_get_stats(tk_batcher *b)
 {
     pthread_mutex_lock(&b->lock);

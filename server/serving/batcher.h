@@ -41,7 +41,7 @@ typedef struct tk_batcher_opts {
     unsigned decode_threads;                    /* 0: one per online core */
     tk_image_limits image_limits;
     int64_t (*clock)(void); /* for tests, with no max_delay_us; NULL: CLOCK_MONOTONIC */
-    tk_metrics *metrics; /* borrowed; may be NULL */
+    tk_metrics *metrics;    /* borrowed; may be NULL */
 } tk_batcher_opts;
 
 typedef struct tk_infer tk_infer;
@@ -105,8 +105,8 @@ struct tk_infer {
 };
 
 /* Takes a reference of the snapshot. k[h] becomes top_k, at most the head's classes (0: 1). The
- * caller fills tenant, images[].data and .size (.form and what is wanted besides, too), deadline_ns,
- * cancelled, done, user. */
+ * caller fills tenant, images[].data and .size (.form and what is wanted besides, too),
+ * deadline_ns, cancelled, done, user. */
 TK_MUST tk_err tk_infer_create(tk_infer **out, tk_snapshot *snapshot, size_t n_images,
                                size_t n_heads, const tk_head *const *heads, size_t top_k);
 void tk_infer_destroy(tk_infer *infer); /* NULL is fine */
@@ -114,6 +114,15 @@ void tk_infer_destroy(tk_infer *infer); /* NULL is fine */
 TK_MUST tk_err tk_batcher_create(tk_batcher **out, const tk_batcher_opts *opts, tk_diag *diag);
 /* Requests not yet answered end with TK_CANCELLED. No submit may follow or run meanwhile. Joins. */
 void tk_batcher_destroy(tk_batcher *batcher); /* NULL is fine */
+
+/* What may change while it runs; as in tk_batcher_opts, but that 0 images is no default. */
+typedef struct tk_batcher_limits {
+    size_t max_images, max_tenant_images;
+    double max_tenant_rate;
+    unsigned max_delay_us;
+} tk_batcher_limits;
+/* For what is submitted from now on; what waits stays. Any thread. */
+void tk_batcher_set_limits(tk_batcher *batcher, const tk_batcher_limits *limits);
 
 /* When it fails `done` is not called. TK_LIMIT, with the limit and its value: the queue is full, or
  * the tenant's part of it, or the tenant sends too fast. TK_DEADLINE: too much is ahead for the

@@ -92,6 +92,17 @@ tk__tenant *tk__tenants_get(tk__tenants *t, int64_t id, int64_t now)
     return tenant;
 }
 
+void tk__tenants_set_rate(tk__tenants *t, double rate, int64_t now)
+{
+    for (size_t i = 0; i < t->n_buckets; i++) {
+        for (tk__tenant *tenant = t->buckets[i]; tenant; tenant = tenant->chain) {
+            refill(t, tenant, now);
+            if (t->rate <= 0) tenant->tokens = rate; /* who had no rate owes nothing */
+        }
+    }
+    t->rate = rate;
+}
+
 void tk__tenants_fini(tk__tenants *t)
 {
     for (size_t i = 0; i < t->n_buckets; i++) {

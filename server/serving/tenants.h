@@ -36,6 +36,8 @@ typedef struct tk__tenants {
 
 /* The tenant's record, made when it has none. NULL: out of memory. */
 tk__tenant *tk__tenants_get(tk__tenants *tenants, int64_t id, int64_t now);
+/* Another rate from now on; debts stay. */
+void tk__tenants_set_rate(tk__tenants *tenants, double rate, int64_t now);
 void tk__tenants_fini(tk__tenants *tenants); /* a zeroed one is fine */
 
 tk__tenant *tk__tenant_of_decode(tk__flow *flow);

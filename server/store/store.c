@@ -247,17 +247,29 @@ static tk_err set_dir(tk_store *store, const char *dir, tk_diag *diag)
     return store->dir ? TK_OK : no_memory(diag);
 }
 
+static void set_limits_locked(tk_store *store, const tk_store_opts *opts)
+{
+    store->opts = *opts;
+    if (!store->opts.max_tenant_bytes) store->opts.max_tenant_bytes = UINT64_C(16) << 30;
+    if (!store->opts.max_tenant_data_sets) store->opts.max_tenant_data_sets = 1000;
+    if (!store->opts.max_tenant_heads) store->opts.max_tenant_heads = 64;
+    if (!store->opts.max_tenant_jobs) store->opts.max_tenant_jobs = 16;
+}
+
+void tk_store_set_limits(tk_store *store, const tk_store_opts *opts)
+{
+    (void)pthread_mutex_lock(&store->lock);
+    set_limits_locked(store, opts);
+    (void)pthread_mutex_unlock(&store->lock);
+}
+
 tk_err tk_store_open(tk_store **out, const char *dir, const tk_store_opts *opts, tk_diag *diag)
 {
     *out = NULL;
     tk_store *store = tk_calloc(1, sizeof *store);
     if (!store) return no_memory(diag);
     store->lock_fd = -1;
-    if (opts) store->opts = *opts;
-    if (!store->opts.max_tenant_bytes) store->opts.max_tenant_bytes = UINT64_C(16) << 30;
-    if (!store->opts.max_tenant_data_sets) store->opts.max_tenant_data_sets = 1000;
-    if (!store->opts.max_tenant_heads) store->opts.max_tenant_heads = 64;
-    if (!store->opts.max_tenant_jobs) store->opts.max_tenant_jobs = 16;
+    set_limits_locked(store, opts ? opts : &(tk_store_opts){0});
     (void)pthread_mutex_init(&store->lock, NULL);
     (void)pthread_rwlock_init(&store->tokens_lock, NULL);
     tk_err err = tk_files_make_dir(dir, diag);

@@ -61,6 +61,8 @@ TK_MUST tk_err tk_store_open(tk_store **out, const char *dir, const tk_store_opt
 /* No other thread may be inside. NULL is fine. */
 void tk_store_close(tk_store *store);
 const char *tk_store_dir(const tk_store *store);
+/* Other limits from now on; what is over them stays. Any thread. */
+void tk_store_set_limits(tk_store *store, const tk_store_opts *opts);
 
 /* 1..63 characters of [a-z0-9._-], the first a letter or digit. `what` ("tenant", "head", ...)
  * names the field in the sentence. */
