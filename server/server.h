@@ -15,6 +15,7 @@
  * Locks. One that is taken while another is held stands below it here; most are leaves.
  *   jobs' version lock  > hooks (this file) > tk_current's lock
  *   jobs' watch list    > pump.lock
+ *   rpc's idle streams  > a ClassifyStream's lock, a call's lock
  *   batcher.lock        > tk_rpc_cancelled (an atomic flag), nothing else
  *   tk_metrics.lock     > the probe (server.c): batcher.lock
  *   store's mutex (SQL), tk_api.streams, pump.lock, tk_current's lock, rpc's locks: leaves

@@ -121,18 +121,26 @@ static Trunkd__V1__ImageAnswer *put_image(tk__region *region, const tk_infer *in
     return m;
 }
 
+Trunkd__V1__ImageAnswer **tk__classify_put(tk__region *region, const tk_rpc_call *call,
+                                           const tk_infer *infer)
+{
+    const char *tenant = tk_rpc_identity(call)->name;
+    Trunkd__V1__ImageAnswer **list = tk__alloc(region, infer->n_images, sizeof *list);
+    for (size_t i = 0; list && i < infer->n_images; i++) {
+        list[i] = put_image(region, infer, &infer->images[i], tenant);
+        if (!list[i]) return NULL;
+    }
+    return list;
+}
+
 static void answer(tk_rpc_call *call, const tk_infer *infer)
 {
     tk__region region = {NULL, false};
-    const char *tenant = tk_rpc_identity(call)->name;
     Trunkd__V1__ClassifyResponse *m = tk__new(&region, &trunkd__v1__classify_response__descriptor);
     if (m) {
         m->version = tk_snapshot_number(infer->snapshot);
-        m->images = tk__alloc(&region, infer->n_images, sizeof *m->images);
-        for (size_t i = 0; m->images && i < infer->n_images; i++) {
-            m->images[i] = put_image(&region, infer, &infer->images[i], tenant);
-            m->n_images++;
-        }
+        m->images = tk__classify_put(&region, call, infer);
+        m->n_images = m->images ? infer->n_images : 0;
     }
     if (m && !region.failed) {
         atomic_fetch_add_explicit(&tk__api(call)->requests, 1, memory_order_relaxed);
@@ -140,8 +148,7 @@ static void answer(tk_rpc_call *call, const tk_infer *infer)
     tk__reply(call, &region, m);
 }
 
-/* Every image bad: the request is. */
-static bool all_bad(const tk_infer *infer)
+bool tk__classify_all_bad(const tk_infer *infer)
 {
     for (size_t i = 0; i < infer->n_images; i++) {
         if (!infer->images[i].error) return false;
@@ -162,7 +169,7 @@ static void refuse_all_bad(tk_rpc_call *call, const tk_infer *infer)
 static void done(tk_infer *infer, tk_err err, const char *reason)
 {
     tk_rpc_call *call = infer->user;
-    if (err == TK_OK && all_bad(infer)) err = TK_BADDATA;
+    if (err == TK_OK && tk__classify_all_bad(infer)) err = TK_BADDATA;
     tk__count_infer(call, infer, err); /* before the caller can look */
     if (err == TK_BADDATA) {
         refuse_all_bad(call, infer);
@@ -182,8 +189,18 @@ static bool cancelled(void *user)
     return tk_rpc_cancelled(user);
 }
 
-static tk_err submit(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
-                     tk_snapshot *snapshot, tk_diag *diag)
+/* The version that is served: a reference. */
+static tk_err find_snapshot(tk_rpc_call *call, tk_snapshot **out, tk_diag *diag)
+{
+    *out = tk_current_get(tk__api(call)->o.current);
+    if (*out) return TK_OK;
+    return tk_fail(diag, TK_PRECONDITION,
+                   "nothing has been learned yet: upload labelled images (DataSets.Upload) and "
+                   "submit a job (Jobs.Submit), which trains the trunk and its first head");
+}
+
+static tk_err make_infer(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
+                         tk_snapshot *snapshot, tk_infer **out, tk_diag *diag)
 {
     const tk_head *heads[MAX_HEADS];
     size_t n = 0;
@@ -199,12 +216,43 @@ static tk_err submit(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
     }
     infer->tenant = tk_rpc_identity(call)->tenant;
     infer->deadline_ns = tk_rpc_deadline_ns(call);
+    *out = infer;
+    return TK_OK;
+}
+
+tk_err tk__classify_prepare(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
+                            tk_infer **infer, tk_diag *diag)
+{
+    *infer = NULL;
+    tk_snapshot *snapshot;
+    tk_err err = check_images(in, diag);
+    if (err == TK_OK) err = find_snapshot(call, &snapshot, diag);
+    if (err != TK_OK) return err;
+    err = make_infer(call, in, snapshot, infer, diag);
+    tk_snapshot_unref(snapshot);
+    return err;
+}
+
+tk_err tk__classify_check(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in, tk_diag *diag)
+{
+    const tk_head *heads[MAX_HEADS];
+    size_t n = 0;
+    tk_snapshot *snapshot;
+    tk_err err = find_snapshot(call, &snapshot, diag);
+    if (err != TK_OK) return err;
+    err = find_heads(in, snapshot, tk_rpc_identity(call)->name, heads, &n, diag);
+    tk_snapshot_unref(snapshot);
+    return err;
+}
+
+static tk_err submit(tk_rpc_call *call, tk_infer *infer, tk_diag *diag)
+{
     infer->user = call;
     infer->cancelled = cancelled;
     infer->done = done;
-    tk_rpc_note(call, in->n_images, tk_snapshot_number(snapshot));
+    tk_rpc_note(call, infer->n_images, tk_snapshot_number(infer->snapshot));
     tk_rpc_ref(call);
-    err = tk_batcher_submit(tk__api(call)->o.batcher, infer, diag);
+    const tk_err err = tk_batcher_submit(tk__api(call)->o.batcher, infer, diag);
     if (err != TK_OK) {
         tk_rpc_retry_after(call, infer->retry_ms);
         tk_infer_destroy(infer);
@@ -215,21 +263,11 @@ static tk_err submit(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
 
 void tk__classify(tk_rpc_call *call, const ProtobufCMessage *message)
 {
-    const Trunkd__V1__ClassifyRequest *in = (const Trunkd__V1__ClassifyRequest *)message;
     tk_diag diag = {{0}};
-    tk_err err = check_images(in, &diag);
-    if (err == TK_OK) {
-        tk_snapshot *snapshot = tk_current_get(tk__api(call)->o.current);
-        if (!snapshot) {
-            err = tk_fail(
-                &diag, TK_PRECONDITION,
-                "nothing has been learned yet: upload labelled images (DataSets.Upload) and "
-                "submit a job (Jobs.Submit), which trains the trunk and its first head");
-        } else {
-            err = submit(call, in, snapshot, &diag);
-            tk_snapshot_unref(snapshot);
-        }
-    }
+    tk_infer *infer;
+    tk_err err =
+        tk__classify_prepare(call, (const Trunkd__V1__ClassifyRequest *)message, &infer, &diag);
+    if (err == TK_OK) err = submit(call, infer, &diag);
     if (err == TK_OK) return;
     tk__count_infer(call, NULL, err);
     tk__fail(call, err, &diag);

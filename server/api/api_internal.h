@@ -124,7 +124,28 @@ static inline double tk__number(double x)
     return x == x ? x : 0; /* NaN is the one value that differs from itself */
 }
 
+/* -- classification, however the images came (api_classifier.c) -- */
+
+/* Checks the request against what is served, and makes what the batcher wants: all but `user`,
+ * `cancelled` and `done` is filled in. The images' bytes are borrowed from `in`. */
+TK_MUST tk_err tk__classify_prepare(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
+                                    tk_infer **infer, tk_diag *diag);
+/* The same without images: would its heads be found? */
+TK_MUST tk_err tk__classify_check(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
+                                  tk_diag *diag);
+/* The answers for its images, infer->n_images of them. NULL: out of memory. */
+Trunkd__V1__ImageAnswer **tk__classify_put(tk__region *region, const tk_rpc_call *call,
+                                           const tk_infer *infer);
+/* Could no image be read? */
+bool tk__classify_all_bad(const tk_infer *infer);
+
 /* -- handlers, by service -- */
+void tk__classify_stream_start(tk_rpc_call *call);
+void tk__classify_stream_message(tk_rpc_call *call, const ProtobufCMessage *message);
+void tk__classify_stream_end(tk_rpc_call *call);
+void tk__classify_stream_writable(tk_rpc_call *call);
+void tk__classify_stream_drain(tk_rpc_call *call);
+void tk__classify_stream_free(tk_rpc_call *call);
 void tk__classify(tk_rpc_call *call, const ProtobufCMessage *in);
 
 void tk__upload_start(tk_rpc_call *call);

@@ -25,13 +25,14 @@
 #include "engine/err.h"
 
 typedef struct tk_rpc_call tk_rpc_call;
+typedef struct tk_rpc_message tk_rpc_message;
 typedef struct tk_rpc_server tk_rpc_server;
 
 typedef enum tk_rpc_kind {
     TK_RPC_UNARY,
     TK_RPC_CLIENT_STREAM,
     TK_RPC_SERVER_STREAM,
-    TK_RPC_BIDI_STREAM, /* a message is read when the one before is answered: tk_rpc_next */
+    TK_RPC_BIDI_STREAM, /* a message is read when the method asks for it: tk_rpc_next */
 } tk_rpc_kind;
 
 enum {
@@ -54,7 +55,8 @@ typedef struct tk_rpc_method {
     unsigned flags;
     size_t max_request; /* bytes of one message */
     const ProtobufCMessageDescriptor *in, *out;
-    void (*on_start)(tk_rpc_call *call); /* client stream: before the first message; may be NULL */
+    /* Client or bidirectional stream: before the first message; may be NULL. */
+    void (*on_start)(tk_rpc_call *call);
     /* One request message, valid until the callback returns (a unary or server-stream call's: until
      * on_free; a bidirectional one's: until tk_rpc_next). Unary and server-stream methods get
      * exactly one. */
@@ -66,6 +68,10 @@ typedef struct tk_rpc_method {
     /* Cancelled, deadline passed, peer gone, or a later message of a client stream was refused; at
      * most once, and not after reply, finish or fail. May be NULL. */
     void (*on_cancel)(tk_rpc_call *call);
+    /* Bidirectional stream: the server stops, and there will be no further message; the method
+     * finishes what it has and fails the call with TK_BUSY. Any thread, also while another callback
+     * runs; must not call tk_rpc_next. NULL: a stream that waits for a message ends at once. */
+    void (*on_drain)(tk_rpc_call *call);
     void (*on_free)(tk_rpc_call *call); /* last; user data dies here. May be NULL */
 } tk_rpc_method;
 
@@ -158,6 +164,11 @@ bool tk_rpc_send(tk_rpc_call *call, const ProtobufCMessage *out);
  * send, so that a method with one answer to each message never finds the queue full: a client that
  * does not read is held back. */
 void tk_rpc_next(tk_rpc_call *call);
+/* Bidirectional stream, inside on_msg: the message outlives tk_rpc_next, so that several can be
+ * under way. It still counts for the memory of decoded messages; free it before the call is let go.
+ * NULL: out of memory. */
+tk_rpc_message *tk_rpc_take(tk_rpc_call *call);
+void tk_rpc_message_free(tk_rpc_message *message); /* any thread; NULL is fine */
 /* Ends a server or bidirectional stream well, after what is queued. */
 void tk_rpc_finish(tk_rpc_call *call);
 /* Ends the call with a status (status.c maps tk_err to gRPC codes) and a sentence. Only the first

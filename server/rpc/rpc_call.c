@@ -113,6 +113,14 @@ static bool streams_in(const tk_rpc_call *call)
     return call->method->kind == TK_RPC_CLIENT_STREAM || call->method->kind == TK_RPC_BIDI_STREAM;
 }
 
+void tk__rpc_drain(tk_rpc_call *call)
+{
+    if (!call->method->on_drain)
+        tk__rpc_end(call, GRPC_STATUS_UNAVAILABLE, "the server is shutting down");
+    else if (enter(call))
+        call->method->on_drain(call);
+}
+
 void tk__rpc_receive(tk_rpc_call *call)
 {
     if (is_over(call)) return;
@@ -120,7 +128,7 @@ void tk__rpc_receive(tk_rpc_call *call)
     const bool bidi = call->method->kind == TK_RPC_BIDI_STREAM;
     tk_rpc_ref(call);
     if (bidi && !tk__rpc_idle_add(call)) {
-        tk__rpc_end(call, GRPC_STATUS_UNAVAILABLE, "the server is shutting down");
+        tk__rpc_drain(call);
         tk_rpc_unref(call);
     } else if (grpc_call_start_batch(call->grpc, &op, 1, &call->received, NULL) != GRPC_CALL_OK) {
         if (bidi) tk__rpc_idle_remove(call);
@@ -136,6 +144,26 @@ void tk_rpc_next(tk_rpc_call *call)
     call->wants_next = !room; /* tk__rpc_on_sent goes on */
     pthread_mutex_unlock(&call->lock);
     if (room) tk__rpc_receive(call);
+}
+
+struct tk_rpc_message {
+    tk__rpc_arena arena;
+};
+
+tk_rpc_message *tk_rpc_take(tk_rpc_call *call)
+{
+    tk_rpc_message *message = tk_calloc(1, sizeof *message);
+    if (!message) return NULL;
+    message->arena = call->message;
+    tk__rpc_arena_init(&call->message, &call->server->meter, 0);
+    return message;
+}
+
+void tk_rpc_message_free(tk_rpc_message *message)
+{
+    if (!message) return;
+    tk__rpc_arena_fini(&message->arena);
+    tk_free(message);
 }
 
 /* To the method, a message that cannot be taken is the same as a cancel. */

@@ -1,6 +1,6 @@
 /* Bidirectional streams that wait for their client. Such a call may stay open for hours, so a
  * graceful stop cannot wait for it: it ends with UNAVAILABLE, while one that is being answered goes
- * on until its answer is out (tk_rpc_next ends it then).
+ * on until its answers are out (on_drain, or tk_rpc_next, ends it then).
  *
  * While on the list a call is alive: the tag of the message that it waits for is under way. */
 #include "rpc/rpc_internal.h"
@@ -38,6 +38,6 @@ void tk__rpc_idle_stop(tk__rpc_idle *idle)
     pthread_mutex_lock(&idle->lock);
     idle->stopping = true;
     for (tk_rpc_call *call = idle->first; call; call = call->idle_next)
-        tk__rpc_end(call, GRPC_STATUS_UNAVAILABLE, "the server is shutting down");
+        tk__rpc_drain(call);
     pthread_mutex_unlock(&idle->lock);
 }

@@ -33,8 +33,8 @@ enum {
     TK__RPC_MAX_METADATA = 8192,   /* bytes of a call's headers */
     TK__RPC_CALL_MEMORY = 1 << 20, /* budget of tk_rpc_alloc */
     TK__RPC_SCRATCH_KEPT = 1 << 20,
-    TK__RPC_RETRY_MS = 100,  /* for who meets a limit of the server's */
-    TK__RPC_QUIET_S = 5, /* without events before memory is given back */
+    TK__RPC_RETRY_MS = 100, /* for who meets a limit of the server's */
+    TK__RPC_QUIET_S = 5,    /* without events before memory is given back */
 };
 
 /* What comes out of a completion queue. */
@@ -182,6 +182,8 @@ void tk__rpc_call_free(tk_rpc_call *call);
 
 /* Asks for the next message. */
 void tk__rpc_receive(tk_rpc_call *call);
+/* The server stops: the method finishes the stream, or it ends now. */
+void tk__rpc_drain(tk_rpc_call *call);
 
 /* -- rpc_idle.c -- */
 /* A bidirectional stream begins to wait for a message; false: the server stops. It holds a

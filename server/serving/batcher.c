@@ -528,6 +528,11 @@ tk_err tk_batcher_submit(tk_batcher *b, tk_infer *r, tk_diag *diag)
     return err;
 }
 
+size_t tk_batcher_ahead(const tk_batcher *b)
+{
+    return TK__AHEAD * b->opts.max_batch;
+}
+
 void tk_batcher_set_limits(tk_batcher *b, const tk_batcher_limits *limits)
 {
     pthread_mutex_lock(&b->lock);

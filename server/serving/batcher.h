@@ -115,6 +115,10 @@ TK_MUST tk_err tk_batcher_create(tk_batcher **out, const tk_batcher_opts *opts, 
 /* Requests not yet answered end with TK_CANCELLED. No submit may follow or run meanwhile. Joins. */
 void tk_batcher_destroy(tk_batcher *batcher); /* NULL is fine */
 
+/* For how many images canvases are made ahead of the trunk: more of one caller's in the queue gain
+ * it nothing. Any thread. */
+size_t tk_batcher_ahead(const tk_batcher *batcher);
+
 /* What may change while it runs; as in tk_batcher_opts, but that 0 images is no default. */
 typedef struct tk_batcher_limits {
     size_t max_images, max_tenant_images;

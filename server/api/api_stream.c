@@ -1,0 +1,351 @@
+/* Classifier.ClassifyStream. Each message becomes an item: checked on the completion-queue thread
+ * (memory only), handed to the batcher, and done with in any order; the answers leave in the order
+ * of the messages. An item lasts until its answer is in the call's queue of eight, so what is held
+ * for a stream is bounded: when its items have as many images as the engine works ahead, or many
+ * bytes, no further message is read until one has gone. A client that does not read its answers
+ * thereby stops its own messages.
+ *
+ * Whoever finds something to do calls move_on(). One thread at a time is inside; the others only
+ * leave word. So answers keep their order with no lock held while they are sent. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "api/api_internal.h"
+#include "engine/mem.h"
+
+enum {
+    MAX_ID = 256,
+    MAX_AHEAD = 128,        /* images of a stream's items, however far the engine works ahead */
+    AHEAD_BYTES = 16 << 20, /* the same for their bytes */
+};
+
+typedef Trunkd__V1__ClassifyStreamRequest request;
+typedef Trunkd__V1__ClassifyStreamResponse response;
+
+typedef struct stream stream;
+
+/* One message, until its answer is on the way. */
+typedef struct item {
+    struct item *next;
+    stream *of;
+    tk_rpc_message *message; /* what `in`, and the images' bytes, are in */
+    const request *in;
+    size_t images, bytes;
+    int64_t begun_ns;
+    bool done;       /* stream.lock; what follows does not change any more */
+    tk_infer *infer; /* the answer, when err is TK_OK */
+    tk_err err;
+    tk_diag why;
+    uint32_t retry_ms;
+} item;
+
+struct stream {
+    tk_rpc_call *call;
+    Trunkd__V1__ClassifyRequest settings; /* completion-queue thread; without images */
+    bool settled;                         /* the same; the first message was seen */
+    size_t max_images;
+    pthread_mutex_t lock; /* a leaf */
+    /* lock: */
+    item *first, *last;   /* in the order of the messages */
+    size_t images, bytes; /* of these */
+    bool moving, again;   /* a thread is inside move_on(); there is more for it */
+    bool paused;          /* the next message is not asked for */
+    bool ended, draining; /* no further message: the client's wish, the server's */
+};
+
+static void item_free(item *it)
+{
+    tk_infer_destroy(it->infer);
+    tk_rpc_message_free(it->message);
+    tk_free(it);
+}
+
+static bool has_room_locked(const stream *s)
+{
+    return s->images < s->max_images && s->bytes < AHEAD_BYTES && !s->draining;
+}
+
+/* -- the answers -- */
+
+static response *put_answer(tk__region *region, item *it)
+{
+    response *m = tk__new(region, &trunkd__v1__classify_stream_response__descriptor);
+    if (!m) return NULL;
+    m->id = it->in->id;
+    if (it->err == TK_OK) {
+        m->version = tk_snapshot_number(it->infer->snapshot);
+        m->images = tk__classify_put(region, it->of->call, it->infer);
+        m->n_images = m->images ? it->infer->n_images : 0;
+    } else {
+        m->code = (uint32_t)tk_rpc_code(it->err);
+        m->error = it->why.text;
+        m->retry_after_ms = it->retry_ms;
+    }
+    return m;
+}
+
+/* False: there is no room now (on_writable tells when), or the call is over. */
+static bool send_answer(item *it)
+{
+    tk__region region = {NULL, false};
+    tk_rpc_call *call = it->of->call;
+    const response *m = put_answer(&region, it);
+    bool sent = false;
+    if (m && !region.failed)
+        sent = tk_rpc_send(call, &m->base);
+    else
+        tk_rpc_fail(call, TK_NOMEM, "no memory for the answer");
+    tk__region_fini(&region);
+    if (sent && it->err == TK_OK) {
+        atomic_fetch_add_explicit(&tk__api(call)->requests, 1, memory_order_relaxed);
+        tk_metrics_observe(tk__api(call)->o.metrics, TK_STAGE_TOTAL, tk_now_ns() - it->begun_ns);
+    }
+    return sent;
+}
+
+/* Sends what is done at the head of the list; the lock is released meanwhile. */
+static void send_done_locked(stream *s)
+{
+    while (s->first && s->first->done) {
+        item *it = s->first; /* stays the first: only this thread takes items off */
+        pthread_mutex_unlock(&s->lock);
+        const bool sent = send_answer(it);
+        pthread_mutex_lock(&s->lock);
+        if (!sent) return;
+        s->first = it->next;
+        if (!s->first) s->last = NULL;
+        s->images -= it->images;
+        s->bytes -= it->bytes;
+        item_free(it);
+    }
+}
+
+/* The caller holds the call. */
+static void move_on(stream *s)
+{
+    pthread_mutex_lock(&s->lock);
+    s->again = true;
+    if (s->moving) {
+        pthread_mutex_unlock(&s->lock);
+        return;
+    }
+    s->moving = true;
+    while (s->again) {
+        s->again = false;
+        send_done_locked(s);
+    }
+    s->moving = false;
+    const bool next = s->paused && has_room_locked(s);
+    if (next) s->paused = false;
+    const bool ended = s->ended && !s->first, drained = s->draining && !s->first;
+    pthread_mutex_unlock(&s->lock);
+    if (ended)
+        tk_rpc_finish(s->call);
+    else if (drained)
+        tk_rpc_fail(s->call, TK_BUSY,
+                    "the server is shutting down: what has no answer here was not classified");
+    else if (next)
+        tk_rpc_next(s->call);
+}
+
+static void item_done(item *it, tk_err err, const char *reason)
+{
+    stream *s = it->of;
+    it->err = err;
+    if (err != TK_OK) tk_fail(&it->why, err, "%s", reason[0] ? reason : tk_err_text(err));
+    pthread_mutex_lock(&s->lock);
+    it->done = true;
+    pthread_mutex_unlock(&s->lock);
+    move_on(s);
+}
+
+/* -- the messages -- */
+
+static void done(tk_infer *infer, tk_err err, const char *reason)
+{
+    item *it = infer->user;
+    tk_rpc_call *call = it->of->call;
+    const bool bad = err == TK_OK && tk__classify_all_bad(infer);
+    tk__count_infer(call, infer, bad ? TK_BADDATA : err);
+    item_done(it, err, reason);
+    tk_rpc_unref(call);
+}
+
+static bool cancelled(void *user)
+{
+    return tk_rpc_cancelled(((const item *)user)->of->call);
+}
+
+/* Hands the item, which is in the list, to the batcher. */
+static tk_err submit(item *it, tk_diag *diag)
+{
+    tk_rpc_call *call = it->of->call;
+    Trunkd__V1__ClassifyRequest wish = it->of->settings;
+    wish.n_images = it->in->n_images;
+    wish.images = it->in->images;
+    if (strlen(it->in->id) > MAX_ID)
+        return tk_fail(diag, TK_BADARG, "id has %zu bytes, the limit is %d", strlen(it->in->id),
+                       MAX_ID);
+    tk_err err = tk__classify_prepare(call, &wish, &it->infer, diag);
+    if (err != TK_OK) return err;
+    it->infer->user = it;
+    it->infer->cancelled = cancelled;
+    it->infer->done = done;
+    tk_rpc_ref(call);
+    err = tk_batcher_submit(tk__api(call)->o.batcher, it->infer, diag);
+    if (err == TK_OK) return TK_OK; /* `it` may be gone */
+    it->retry_ms = it->infer->retry_ms;
+    tk_rpc_unref(call);
+    return err;
+}
+
+/* Into the list; true: the next message may be read at once. */
+static bool append(stream *s, item *it)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->last)
+        s->last->next = it;
+    else
+        s->first = it;
+    s->last = it;
+    s->images += it->images;
+    s->bytes += it->bytes;
+    s->paused = !has_room_locked(s);
+    const bool more = !s->paused;
+    pthread_mutex_unlock(&s->lock);
+    return more;
+}
+
+static item *make_item(stream *s, const request *in)
+{
+    item *it = tk_calloc(1, sizeof *it);
+    if (!it) return NULL;
+    it->of = s;
+    it->in = in;
+    it->images = in->n_images ? in->n_images : 1; /* its answer takes room, too */
+    it->begun_ns = tk_now_ns();
+    for (size_t i = 0; i < in->n_images; i++)
+        it->bytes += in->images[i].len;
+    it->message = tk_rpc_take(s->call);
+    if (it->message) return it;
+    tk_free(it);
+    return NULL;
+}
+
+static void take_images(stream *s, const request *in)
+{
+    tk_diag diag = {{0}};
+    item *it = make_item(s, in);
+    if (!it) {
+        tk_rpc_fail(s->call, TK_NOMEM, "no memory for %zu images", in->n_images);
+        return;
+    }
+    const bool more = append(s, it);
+    const tk_err err = submit(it, &diag);
+    if (err != TK_OK) {
+        tk__count_infer(s->call, NULL, err);
+        item_done(it, err, diag.text);
+    }
+    if (more) tk_rpc_next(s->call);
+}
+
+/* A copy that lives as long as the call. */
+static tk_err keep_settings(stream *s, const Trunkd__V1__ClassifySettings *in, tk_diag *diag)
+{
+    enum { MAX_NAME = 128 }; /* longer ones are no head's */
+    s->settings.top_k = in->top_k;
+    if (in->n_heads > TK_API_HEADS_MAX)
+        return tk_fail(diag, TK_BADARG, "settings.heads has %zu entries, the limit is %d",
+                       in->n_heads, TK_API_HEADS_MAX);
+    s->settings.heads = tk_rpc_alloc(s->call, (in->n_heads + 1) * sizeof *s->settings.heads);
+    for (size_t i = 0; s->settings.heads && i < in->n_heads; i++) {
+        const size_t n = strlen(in->heads[i]);
+        if (n > MAX_NAME)
+            return tk_fail(diag, TK_NOTFOUND, "settings.heads[%zu] has %zu bytes: no head's name",
+                           i, n);
+        char *copy = tk_rpc_alloc(s->call, n + 1);
+        if (!copy) return tk_fail(diag, TK_NOMEM, "no memory for the settings");
+        memcpy(copy, in->heads[i], n + 1);
+        s->settings.heads[s->settings.n_heads++] = copy;
+    }
+    return s->settings.heads ? TK_OK : tk_fail(diag, TK_NOMEM, "no memory for the settings");
+}
+
+/* The first message's: what is wrong with them is wrong with the stream. */
+static tk_err settle(stream *s, const Trunkd__V1__ClassifySettings *in, tk_diag *diag)
+{
+    if (in && s->settled)
+        return tk_fail(diag, TK_BADARG,
+                       "settings came again: they hold from the first message to the last");
+    if (s->settled) return TK_OK;
+    s->settled = true;
+    const tk_err err = in ? keep_settings(s, in, diag) : TK_OK;
+    return err == TK_OK ? tk__classify_check(s->call, &s->settings, diag) : err;
+}
+
+/* -- callbacks -- */
+
+void tk__classify_stream_start(tk_rpc_call *call)
+{
+    stream *s = tk_calloc(1, sizeof *s);
+    if (!s) {
+        tk_rpc_fail(call, TK_NOMEM, "no memory for the stream");
+        return;
+    }
+    const size_t ahead = tk_batcher_ahead(tk__api(call)->o.batcher);
+    s->call = call;
+    s->max_images = ahead < MAX_AHEAD ? ahead : MAX_AHEAD;
+    trunkd__v1__classify_request__init(&s->settings);
+    pthread_mutex_init(&s->lock, NULL);
+    tk_rpc_set_user(call, s);
+}
+
+void tk__classify_stream_message(tk_rpc_call *call, const ProtobufCMessage *message)
+{
+    stream *s = tk_rpc_user(call);
+    const request *in = (const request *)message;
+    tk_diag diag = {{0}};
+    const bool only_settings = in->settings && in->n_images == 0;
+    const tk_err err = settle(s, in->settings, &diag);
+    if (err != TK_OK)
+        tk__fail(call, err, &diag);
+    else if (only_settings)
+        tk_rpc_next(call);
+    else
+        take_images(s, in);
+}
+
+void tk__classify_stream_end(tk_rpc_call *call)
+{
+    stream *s = tk_rpc_user(call);
+    pthread_mutex_lock(&s->lock);
+    s->ended = true;
+    pthread_mutex_unlock(&s->lock);
+    move_on(s);
+}
+
+void tk__classify_stream_writable(tk_rpc_call *call)
+{
+    move_on(tk_rpc_user(call));
+}
+
+void tk__classify_stream_drain(tk_rpc_call *call)
+{
+    stream *s = tk_rpc_user(call);
+    pthread_mutex_lock(&s->lock);
+    s->draining = true;
+    pthread_mutex_unlock(&s->lock);
+    move_on(s);
+}
+
+void tk__classify_stream_free(tk_rpc_call *call)
+{
+    stream *s = tk_rpc_user(call);
+    if (!s) return;
+    for (item *next, *it = s->first; it; it = next) {
+        next = it->next;
+        item_free(it);
+    }
+    pthread_mutex_destroy(&s->lock);
+    tk_free(s);
+}
