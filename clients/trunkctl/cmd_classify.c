@@ -1,4 +1,5 @@
-/* classify: once through the images, or again and again (--repeat), answers printed or tallied. */
+/* classify: once through the images, or again and again (--repeat), answers printed or tallied.
+ * More images than one request has go through a stream. */
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -12,6 +13,7 @@
 #include "json.h"
 #include "load.h"
 #include "stop.h"
+#include "stream.h"
 #include "tally.h"
 #include "term.h"
 
@@ -122,6 +124,15 @@ static void take_answer(classify *c, const char *name, uint64_t version,
         print_answer(name, image, c->ctl->quiet);
 }
 
+static void take_batch(void *ctx, const tk__batch *batch, uint64_t version,
+                       Trunkd__V1__ImageAnswer *const *images)
+{
+    classify *c = ctx;
+    for (size_t i = 0; i < batch->n; i++)
+        take_answer(c, batch->names[i], version, images[i]);
+    if (c->tally) draw_tallies(c, false);
+}
+
 /* Sends c->work, takes the answers, clears it. False: the request failed, *status says why. */
 static bool ask_batch(classify *c, tk_client_status *status)
 {
@@ -131,9 +142,7 @@ static bool ask_batch(classify *c, tk_client_status *status)
     const bool answered = answer != NULL;
     tk__load_count(&c->load, answered, tk__now_ns() - began, answered ? answer->version : 0,
                    c->work.n);
-    for (size_t i = 0; answered && i < c->work.n; i++)
-        take_answer(c, c->work.names[i], answer->version, answer->images[i]);
-    if (c->tally) draw_tallies(c, false);
+    if (answered) take_batch(c, &c->work, answer->version, answer->images);
     if (answer) tk_client_free_message(&answer->base);
     tk__batch_clear(&c->work);
     return answered;
@@ -143,7 +152,12 @@ static bool ask_batch(classify *c, tk_client_status *status)
 static int run_once(classify *c, const tk__images *list, tk__frames *frames)
 {
     tk_client_status status = {0};
-    for (size_t next = 0; next < list->n && !tk__stop_asked();) {
+    const bool many = list->n > c->batch;
+    const int code =
+        many ? tk__stream_ask(c->ctl, list, c->batch, &c->heads, (unsigned)c->top, take_batch, c)
+             : TK__DONE;
+    if (code != TK__DONE) return code;
+    for (size_t next = 0; !many && next < list->n && !tk__stop_asked();) {
         if (!tk__batch_fill(&c->work, list, &next, c->batch)) return TK__FAILED;
         if (!ask_batch(c, &status)) return tk__rpc_failed(c->ctl, &status);
     }
@@ -250,7 +264,8 @@ int tk__cmd_classify(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
         {"head", 0, TK__TEXT, &heads, "A,B", "only these heads (default: all of yours)"},
         {"top", 'k', TK__NUMBER, &c->top, "N", "the N best answers of each head (default 1)"},
         {"tally", 't', TK__FLAG, &c->tally, NULL, "count the answers by class"},
-        {"batch", 0, TK__NUMBER, &c->batch, "N", "images in one request (default 16, at most 256)"},
+        {"batch", 0, TK__NUMBER, &c->batch, "N",
+         "images in one message (default 16, at most 256); more go through a stream"},
         {"repeat", 0, TK__FLAG, &c->repeat, NULL,
          "begin again until Ctrl-C; print what was served and how fast"},
         {"for", 0, TK__REAL, &c->for_seconds, "SECONDS", "with --repeat: end after so long"},
