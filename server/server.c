@@ -365,6 +365,20 @@ static tk_err open_store(tk_server *s, tk_diag *diag)
     return settle_trunk(s, diag);
 }
 
+/* What an admin has set of tenants. */
+static tk_err load_limits(tk_server *s, tk_diag *diag)
+{
+    tk_tenants list;
+    tk_err err = tk_store_tenant_list(s->store, &list, diag);
+    for (size_t i = 0; err == TK_OK && i < list.n; i++) {
+        const tk_tenant_limits *l = &list.items[i].limits;
+        if (l->weight > 0 || l->rate > 0 || l->images > 0 || l->bytes > 0)
+            err = tk_batcher_set_tenant(s->batcher, list.items[i].id, l);
+    }
+    tk_tenants_fini(&list);
+    return err;
+}
+
 static tk_err start_serving(tk_server *s, tk_diag *diag)
 {
     const tk_config *c = s->config;
@@ -382,6 +396,7 @@ static tk_err start_serving(tk_server *s, tk_diag *diag)
                                   .decode_threads = (unsigned)c->decode_threads,
                                   .metrics = s->metrics};
     err = tk_batcher_create(&s->batcher, &opts, diag);
+    if (err == TK_OK) err = load_limits(s, diag);
     if (err == TK_OK) tk_metrics_set_probe(s->metrics, probe, s);
     return err == TK_OK ? load_current(s, diag) : err;
 }

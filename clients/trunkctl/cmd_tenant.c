@@ -1,7 +1,9 @@
-/* tenant create, list and delete, token issue, token revoke: the admin's register of who may ask.
+/* tenant create, list, limits and delete, token issue, token revoke: the admin's register of who
+ * may ask.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "ctl.h"
 #include "term.h"
@@ -99,6 +101,89 @@ int tk__cmd_tenant_delete(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **arg
     if (!ctl->quiet) puts("deleted");
     tk_client_free_message(answer);
     return TK__DONE;
+}
+
+/* The tenant's limits, within *list, which is to be freed; NULL: there is no such tenant, or the
+ * call failed, with the reason printed. */
+static const Trunkd__V1__TenantLimits *find_limits(tk__ctl *ctl, const char *name,
+                                                   Trunkd__V1__ListTenantsResponse **list)
+{
+    Trunkd__V1__Empty request;
+    trunkd__v1__empty__init(&request);
+    *list = tk__call(ctl, "/trunkd.v1.Admin/ListTenants", &request.base,
+                     &trunkd__v1__list_tenants_response__descriptor);
+    for (size_t i = 0; *list && i < (*list)->n_tenants; i++)
+        if (strcmp((*list)->tenants[i]->name, name) == 0) return (*list)->tenants[i]->limits;
+    if (*list) tk__fail("NOT_FOUND: tenant: there is none of that name");
+    return NULL;
+}
+
+static void print_limit(const char *what, double value, const char *unit, const char *none)
+{
+    if (value > 0)
+        printf("%-7s %.15g%s\n", what, value, unit);
+    else
+        printf("%-7s %s\n", what, none);
+}
+
+static void print_limits(const tk__ctl *ctl, const Trunkd__V1__TenantLimits *l)
+{
+    static const char everybody[] = "as everybody";
+    if (ctl->json) {
+        tk__print_json(&l->base);
+        return;
+    }
+    print_limit("weight", l->weight, "", "1, as everybody");
+    print_limit("rate", l->rate, " images/s", everybody);
+    print_limit("images", (double)l->images, " in the queue", everybody);
+    print_limit("bytes", (double)l->bytes, " in the queue", everybody);
+}
+
+static int set_limits(tk__ctl *ctl, char *name, Trunkd__V1__TenantLimits *limits)
+{
+    Trunkd__V1__SetTenantLimitsRequest request;
+    trunkd__v1__set_tenant_limits_request__init(&request);
+    request.tenant = name;
+    request.limits = limits;
+    Trunkd__V1__TenantLimits *answer =
+        tk__call(ctl, "/trunkd.v1.Admin/SetTenantLimits", &request.base,
+                 &trunkd__v1__tenant_limits__descriptor);
+    if (!answer) return TK__FAILED;
+    if (!ctl->quiet) print_limits(ctl, answer);
+    tk_client_free_message(&answer->base);
+    return TK__DONE;
+}
+
+int tk__cmd_tenant_limits(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
+{
+    double weight = -1, rate = -1; /* not given, as UINT64_MAX below */
+    uint64_t images = UINT64_MAX, bytes = UINT64_MAX;
+    const tk__opt opts[] = {
+        {"weight", 0, TK__REAL, &weight, "W", "its turns beside the others' 1; 0.01 to 100"},
+        {"rate", 0, TK__REAL, &rate, "N", "images a second"},
+        {"images", 0, TK__NUMBER, &images, "N", "images in the queue"},
+        {"bytes", 0, TK__NUMBER, &bytes, "N", "bytes of images in the queue"},
+    };
+    tk__list rest;
+    int code = tk__args_parse(ctl, cmd, opts, 4, argc, argv, &rest, 1, 1);
+    if (code != TK__GO) return code;
+    Trunkd__V1__ListTenantsResponse *list;
+    const Trunkd__V1__TenantLimits *have = find_limits(ctl, rest.items[0], &list);
+    code = have ? TK__DONE : TK__FAILED;
+    if (have) {
+        Trunkd__V1__TenantLimits wish = *have;
+        if (weight >= 0) wish.weight = weight;
+        if (rate >= 0) wish.rate = rate;
+        if (images != UINT64_MAX) wish.images = images;
+        if (bytes != UINT64_MAX) wish.bytes = bytes;
+        if (weight >= 0 || rate >= 0 || images != UINT64_MAX || bytes != UINT64_MAX)
+            code = set_limits(ctl, rest.items[0], &wish);
+        else
+            print_limits(ctl, have);
+    }
+    if (list) tk_client_free_message(&list->base);
+    tk__list_free(&rest);
+    return code;
 }
 
 int tk__cmd_token_issue(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)

@@ -126,6 +126,7 @@ int tk__cmd_validation(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__history(tk__ctl *ctl, const tk__list *heads, bool csv);
 int tk__cmd_tenant_create(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_tenant_list(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
+int tk__cmd_tenant_limits(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_tenant_delete(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_token_issue(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_token_revoke(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);

@@ -133,6 +133,16 @@ static const tk__cmd commands[] = {
      "  trunkctl tenant create alice --quiet > alice.token",
      tk__cmd_tenant_create},
     {"tenant list", "", "admin: all tenants", "  trunkctl tenant list", tk__cmd_tenant_list},
+    {"tenant limits", "NAME", "admin: a tenant's share of the queue and its limits",
+     "Without options: what is set. 0 is what everybody has: weight 1, and what the server's flags "
+     "say. A tenant of\n"
+     "weight 2 has twice the turns of one of weight 1 while both wait; nobody's turns are lost "
+     "while it has nothing\n"
+     "to do. What is not named stays. It holds at once, and after a restart.\n\n"
+     "  trunkctl tenant limits alice --weight 2 --rate 50\n"
+     "  trunkctl tenant limits alice --images 512 --bytes 67108864\n"
+     "  trunkctl tenant limits alice --rate 0                what everybody has",
+     tk__cmd_tenant_limits},
     {"tenant delete", "NAME", "admin: a tenant leaves, for good",
      "Its tokens, data sets, jobs, heads and held-out images are gone from the server's disk, and "
      "from the versions that a rollback can reach. What the shared trunk has learnt from its "

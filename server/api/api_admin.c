@@ -71,6 +71,7 @@ void tk__admin_list_tenants(tk_rpc_call *call, const ProtobufCMessage *in)
         t->data_sets = list.items[i].data_sets;
         t->bytes = list.items[i].bytes;
         t->created_ms = list.items[i].created_ms;
+        t->limits = tk__put_limits(&region, &list.items[i].limits);
         m->tenants[m->n_tenants++] = t;
     }
     tk__reply(call, &region, m);
@@ -81,7 +82,12 @@ void tk__admin_delete_tenant(tk_rpc_call *call, const ProtobufCMessage *message)
 {
     const Trunkd__V1__DeleteTenantRequest *in = (const Trunkd__V1__DeleteTenantRequest *)message;
     tk_diag diag = {{0}};
-    const tk_err err = tk_jobs_delete_tenant(tk__api(call)->o.jobs, in->name, &diag);
+    tk_tenant tenant;
+    tk_err err = tk_store_tenant_find(tk__api(call)->o.store, in->name, &tenant, &diag);
+    if (err == TK_OK) err = tk_jobs_delete_tenant(tk__api(call)->o.jobs, in->name, &diag);
+    if (err == TK_OK) /* there is nobody to have them */
+        err = tk_batcher_set_tenant(tk__api(call)->o.batcher, tenant.id,
+                                    &(tk_tenant_limits){.change = UINT64_MAX});
     if (err != TK_OK) {
         tk__fail(call, err, &diag);
         return;

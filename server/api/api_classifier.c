@@ -189,22 +189,16 @@ static bool cancelled(void *user)
     return tk_rpc_cancelled(user);
 }
 
-/* The version that is served: a reference. */
-static tk_err find_snapshot(tk_rpc_call *call, tk_snapshot **out, tk_diag *diag)
-{
-    *out = tk_current_get(tk__api(call)->o.current);
-    if (*out) return TK_OK;
-    return tk_fail(diag, TK_PRECONDITION,
-                   "nothing has been learned yet: upload labelled images (DataSets.Upload) and "
-                   "submit a job (Jobs.Submit), which trains the trunk and its first head");
-}
-
-static tk_err make_infer(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
-                         tk_snapshot *snapshot, tk_infer **out, tk_diag *diag)
+tk_err tk__classify_prepare(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
+                            tk_snapshot *snapshot, tk_infer **out, tk_diag *diag)
 {
     const tk_head *heads[MAX_HEADS];
     size_t n = 0;
-    tk_err err = find_heads(in, snapshot, tk_rpc_identity(call)->name, heads, &n, diag);
+    unsigned priority;
+    *out = NULL;
+    tk_err err = check_images(in, diag);
+    if (err == TK_OK) err = tk__priority(in->priority, &priority, diag);
+    if (err == TK_OK) err = find_heads(in, snapshot, tk_rpc_identity(call)->name, heads, &n, diag);
     if (err == TK_OK) err = check_answer_size(in, heads, n, diag);
     if (err != TK_OK) return err;
     tk_infer *infer;
@@ -215,44 +209,44 @@ static tk_err make_infer(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *i
         infer->images[i].size = in->images[i].len;
     }
     infer->tenant = tk_rpc_identity(call)->tenant;
+    infer->priority = priority;
     infer->deadline_ns = tk_rpc_deadline_ns(call);
     *out = infer;
     return TK_OK;
 }
 
-tk_err tk__classify_prepare(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
-                            tk_infer **infer, tk_diag *diag)
-{
-    *infer = NULL;
-    tk_snapshot *snapshot;
-    tk_err err = check_images(in, diag);
-    if (err == TK_OK) err = find_snapshot(call, &snapshot, diag);
-    if (err != TK_OK) return err;
-    err = make_infer(call, in, snapshot, infer, diag);
-    tk_snapshot_unref(snapshot);
-    return err;
-}
-
-tk_err tk__classify_check(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in, tk_diag *diag)
+tk_err tk__classify_check(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
+                          const tk_snapshot *snapshot, tk_diag *diag)
 {
     const tk_head *heads[MAX_HEADS];
-    size_t n = 0;
-    tk_snapshot *snapshot;
-    tk_err err = find_snapshot(call, &snapshot, diag);
+    size_t n;
+    unsigned priority;
+    const tk_err err = tk__priority(in->priority, &priority, diag);
     if (err != TK_OK) return err;
-    err = find_heads(in, snapshot, tk_rpc_identity(call)->name, heads, &n, diag);
-    tk_snapshot_unref(snapshot);
-    return err;
+    return find_heads(in, snapshot, tk_rpc_identity(call)->name, heads, &n, diag);
 }
 
-static tk_err submit(tk_rpc_call *call, tk_infer *infer, tk_diag *diag)
+tk_err tk__classify_snapshot(tk_rpc_call *call, tk_snapshot **out, tk_diag *diag)
 {
+    *out = tk_current_get(tk__api(call)->o.current);
+    if (*out) return TK_OK;
+    return tk_fail(diag, TK_PRECONDITION,
+                   "nothing has been learned yet: upload labelled images (DataSets.Upload) and "
+                   "submit a job (Jobs.Submit), which trains the trunk and its first head");
+}
+
+static tk_err submit(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
+                     tk_snapshot *snapshot, tk_diag *diag)
+{
+    tk_infer *infer;
+    tk_err err = tk__classify_prepare(call, in, snapshot, &infer, diag);
+    if (err != TK_OK) return err;
     infer->user = call;
     infer->cancelled = cancelled;
     infer->done = done;
-    tk_rpc_note(call, infer->n_images, tk_snapshot_number(infer->snapshot));
+    tk_rpc_note(call, in->n_images, tk_snapshot_number(snapshot));
     tk_rpc_ref(call);
-    const tk_err err = tk_batcher_submit(tk__api(call)->o.batcher, infer, diag);
+    err = tk_batcher_submit(tk__api(call)->o.batcher, infer, diag);
     if (err != TK_OK) {
         tk_rpc_retry_after(call, infer->retry_ms);
         tk_infer_destroy(infer);
@@ -263,11 +257,15 @@ static tk_err submit(tk_rpc_call *call, tk_infer *infer, tk_diag *diag)
 
 void tk__classify(tk_rpc_call *call, const ProtobufCMessage *message)
 {
+    const Trunkd__V1__ClassifyRequest *in = (const Trunkd__V1__ClassifyRequest *)message;
     tk_diag diag = {{0}};
-    tk_infer *infer;
-    tk_err err =
-        tk__classify_prepare(call, (const Trunkd__V1__ClassifyRequest *)message, &infer, &diag);
-    if (err == TK_OK) err = submit(call, infer, &diag);
+    tk_snapshot *snapshot;
+    tk_err err = check_images(in, &diag);
+    if (err == TK_OK) err = tk__classify_snapshot(call, &snapshot, &diag);
+    if (err == TK_OK) {
+        err = submit(call, in, snapshot, &diag);
+        tk_snapshot_unref(snapshot);
+    }
     if (err == TK_OK) return;
     tk__count_infer(call, NULL, err);
     tk__fail(call, err, &diag);

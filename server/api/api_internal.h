@@ -115,6 +115,7 @@ Trunkd__V1__JobEvent *tk__put_event(tk__region *region, tk__names *names, tk_job
 Trunkd__V1__HeadPrecision *tk__put_check(tk__region *region, const char *head,
                                          const tk_precision_check *check);
 Trunkd__V1__Version *tk__put_version(tk__region *region, tk_version *version);
+Trunkd__V1__TenantLimits *tk__put_limits(tk__region *region, const tk_tenant_limits *limits);
 /* What the version admits, from its file's outline. */
 void tk__put_precisions(tk__region *region, Trunkd__V1__Version *m, const tk_model *outline);
 
@@ -126,13 +127,17 @@ static inline double tk__number(double x)
 
 /* -- classification, however the images came (api_classifier.c) -- */
 
-/* Checks the request against what is served, and makes what the batcher wants: all but `user`,
- * `cancelled` and `done` is filled in. The images' bytes are borrowed from `in`. */
+/* The version that is served: a reference. TK_PRECONDITION: there is none yet. */
+TK_MUST tk_err tk__classify_snapshot(tk_rpc_call *call, tk_snapshot **out, tk_diag *diag);
+/* Checks the request, and makes what the batcher wants: all but `user`, `cancelled` and `done` is
+ * filled in. The images' bytes are borrowed from `in`. */
 TK_MUST tk_err tk__classify_prepare(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
-                                    tk_infer **infer, tk_diag *diag);
-/* The same without images: would its heads be found? */
+                                    tk_snapshot *snapshot, tk_infer **infer, tk_diag *diag);
+/* The same without its images: are its priority and its heads good? */
 TK_MUST tk_err tk__classify_check(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
-                                  tk_diag *diag);
+                                  const tk_snapshot *snapshot, tk_diag *diag);
+/* A request's priority as the batcher takes it; 0 is the default. TK_BADARG. */
+TK_MUST tk_err tk__priority(uint64_t asked, unsigned *out, tk_diag *diag);
 /* The answers for its images, infer->n_images of them. NULL: out of memory. */
 Trunkd__V1__ImageAnswer **tk__classify_put(tk__region *region, const tk_rpc_call *call,
                                            const tk_infer *infer);
@@ -175,6 +180,7 @@ void tk__admin_list_tenants(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_delete_tenant(tk_rpc_call *call, const ProtobufCMessage *message);
 void tk__admin_issue_token(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_revoke_token(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__admin_set_limits(tk_rpc_call *call, const ProtobufCMessage *message);
 void tk__admin_list_versions(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_rollback(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_status(tk_rpc_call *call, const ProtobufCMessage *in);

@@ -314,6 +314,23 @@ static bool cancelled(void *user)
 
 /* -- the question -- */
 
+/* Triton's parameter, which may be missing. */
+static tk_err read_priority(const request *in, unsigned *priority, tk_diag *diag)
+{
+    for (size_t i = 0; i < in->n_parameters; i++) {
+        const Inference__InferParameter *value = in->parameters[i]->value;
+        if (strcmp(in->parameters[i]->key, "priority") != 0) continue;
+        const int kind = value ? (int)value->parameter_choice_case : 0;
+        if (kind == INFERENCE__INFER_PARAMETER__PARAMETER_CHOICE_UINT64_PARAM)
+            return tk__priority(value->uint64_param, priority, diag);
+        if (kind == INFERENCE__INFER_PARAMETER__PARAMETER_CHOICE_INT64_PARAM)
+            return tk__priority((uint64_t)value->int64_param, priority, diag); /* -1 is too much */
+        return tk_fail(diag, TK_BADARG,
+                       "parameters: priority is no int64_param and no uint64_param");
+    }
+    return TK_OK;
+}
+
 static tk_err submit(query *q, tk_snapshot *snapshot, tk_diag *diag)
 {
     tk_err err = tk__oip_check_input(q, snapshot, diag);
@@ -322,7 +339,8 @@ static tk_err submit(query *q, tk_snapshot *snapshot, tk_diag *diag)
     tk_infer *infer;
     err = tk_infer_create(&infer, snapshot, q->n, 1, &q->head, q->top_k);
     if (err != TK_OK) return tk_fail(diag, err, "no memory for %zu images", q->n);
-    err = tk__oip_take_contents(q, infer, diag);
+    err = read_priority(q->in, &infer->priority, diag);
+    if (err == TK_OK) err = tk__oip_take_contents(q, infer, diag);
     if (err == TK_OK) err = make_values(q, infer, diag);
     if (err == TK_OK) {
         infer->tenant = tk_rpc_identity(q->call)->tenant;

@@ -186,7 +186,11 @@ static tk_err submit(item *it, tk_diag *diag)
     if (strlen(it->in->id) > MAX_ID)
         return tk_fail(diag, TK_BADARG, "id has %zu bytes, the limit is %d", strlen(it->in->id),
                        MAX_ID);
-    tk_err err = tk__classify_prepare(call, &wish, &it->infer, diag);
+    tk_snapshot *snapshot;
+    tk_err err = tk__classify_snapshot(call, &snapshot, diag);
+    if (err != TK_OK) return err;
+    err = tk__classify_prepare(call, &wish, snapshot, &it->infer, diag);
+    tk_snapshot_unref(snapshot);
     if (err != TK_OK) return err;
     it->infer->user = it;
     it->infer->cancelled = cancelled;
@@ -254,6 +258,7 @@ static tk_err keep_settings(stream *s, const Trunkd__V1__ClassifySettings *in, t
 {
     enum { MAX_NAME = 128 }; /* longer ones are no head's */
     s->settings.top_k = in->top_k;
+    s->settings.priority = in->priority;
     if (in->n_heads > TK_API_HEADS_MAX)
         return tk_fail(diag, TK_BADARG, "settings.heads has %zu entries, the limit is %d",
                        in->n_heads, TK_API_HEADS_MAX);
@@ -279,8 +284,13 @@ static tk_err settle(stream *s, const Trunkd__V1__ClassifySettings *in, tk_diag 
                        "settings came again: they hold from the first message to the last");
     if (s->settled) return TK_OK;
     s->settled = true;
-    const tk_err err = in ? keep_settings(s, in, diag) : TK_OK;
-    return err == TK_OK ? tk__classify_check(s->call, &s->settings, diag) : err;
+    tk_err err = in ? keep_settings(s, in, diag) : TK_OK;
+    tk_snapshot *snapshot;
+    if (err == TK_OK) err = tk__classify_snapshot(s->call, &snapshot, diag);
+    if (err != TK_OK) return err;
+    err = tk__classify_check(s->call, &s->settings, snapshot, diag);
+    tk_snapshot_unref(snapshot);
+    return err;
 }
 
 /* -- callbacks -- */

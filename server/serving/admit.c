@@ -1,5 +1,7 @@
 /* Which requests the batcher takes in: limits of the queue and of each tenant, deadlines that can
  * be met, rates; and when it is worth trying again. All under the batcher's lock. */
+#include <math.h>
+
 #include "serving/batcher_internal.h"
 
 enum { SWEEP_STEPS = 64 }; /* requests looked at for each one that finds the queue full */
@@ -21,11 +23,22 @@ static size_t queue_limit(const tk_batcher *b, const tk__tenant *t, const tk_inf
     return t->images == 0 || t->images + r->n_images <= most / 32 ? most : most - most / 8;
 }
 
+/* Of the tenant, in the queue; 0: no limit of its own. */
+static size_t most_images(const tk_batcher *b, const tk__tenant *t)
+{
+    return t->own.images ? t->own.images : b->opts.max_tenant_images;
+}
+
+static size_t most_bytes(const tk_batcher *b, const tk__tenant *t)
+{
+    return t->own.bytes ? t->own.bytes : b->opts.max_tenant_bytes;
+}
+
 static bool fits_tenant(const tk_batcher *b, const tk__tenant *t, const tk_infer *r)
 {
-    const tk_batcher_opts *o = &b->opts;
-    return (o->max_tenant_images == 0 || t->images + r->n_images <= o->max_tenant_images) &&
-           (o->max_tenant_bytes == 0 || t->bytes + r->bytes <= o->max_tenant_bytes);
+    const size_t images = most_images(b, t), bytes = most_bytes(b, t);
+    return (images == 0 || t->images + r->n_images <= images) &&
+           (bytes == 0 || t->bytes + r->bytes <= bytes);
 }
 
 static bool fits_queue(const tk_batcher *b, const tk__tenant *t, const tk_infer *r)
@@ -35,31 +48,40 @@ static bool fits_queue(const tk_batcher *b, const tk__tenant *t, const tk_infer 
 }
 
 /* How many images pass until this tenant has had `own`: with fair turns no more than as many of
- * each tenant, and no more than there are. */
+ * each tenant, by their weights, and no more than there are. */
 static size_t shared_locked(const tk_batcher *b, const tk__tenant *t, size_t own, size_t all)
 {
-    const size_t tenants = b->active + (t->images == 0);
-    return own > all / tenants ? all : own * tenants;
+    const double weight = b->weight + (t->images == 0 ? t->weight : 0);
+    const double images = ceil((double)own * weight / t->weight);
+    return images < (double)all ? (size_t)images : all;
 }
 
 static tk_err refuse_tenant_locked(tk_batcher *b, const tk__tenant *t, tk_infer *r, tk_diag *diag)
 {
-    const size_t most = b->opts.max_tenant_images;
+    const size_t most = most_images(b, t), bytes = most_bytes(b, t);
     b->stats.refused_tenant++;
+    if (most > 0 && r->n_images > most) /* it will never fit */
+        return tk_fail(diag, TK_LIMIT, "%zu images were sent, %s is %zu in the queue: send fewer",
+                       r->n_images, t->own.images ? "your limit" : "a tenant's limit", most);
+    if (bytes > 0 && r->bytes > bytes)
+        return tk_fail(diag, TK_LIMIT,
+                       "images of %zu bytes were sent, %s is %zu bytes in the queue: send fewer",
+                       r->bytes, t->own.bytes ? "your limit" : "a tenant's limit", bytes);
     if (most > 0 && t->images + r->n_images > most) {
         const size_t over = t->images + r->n_images - most;
         r->retry_ms = retry_ms_locked(b, shared_locked(b, t, over, b->images));
         return tk_fail(diag, TK_LIMIT,
                        "your part of the queue is full: %zu images of yours wait and %zu more were "
-                       "sent, a tenant's limit is %zu (--tenant-queue); try again in %u ms",
-                       t->images, r->n_images, most, r->retry_ms);
+                       "sent, %s is %zu%s; try again in %u ms",
+                       t->images, r->n_images, t->own.images ? "your limit" : "a tenant's limit",
+                       most, t->own.images ? "" : " (--tenant-queue)", r->retry_ms);
     }
     r->retry_ms = retry_ms_locked(b, t->images / 2);
     return tk_fail(
         diag, TK_LIMIT,
         "your part of the queue is full: %zu bytes of your images wait and %zu more were "
-        "sent, a tenant's limit is %zu bytes; try again in %u ms",
-        t->bytes, r->bytes, b->opts.max_tenant_bytes, r->retry_ms);
+        "sent, %s is %zu bytes; try again in %u ms",
+        t->bytes, r->bytes, t->own.bytes ? "your limit" : "a tenant's limit", bytes, r->retry_ms);
 }
 
 static tk_err refuse_queue_locked(tk_batcher *b, const tk__tenant *t, tk_infer *r, tk_diag *diag)
@@ -89,7 +111,8 @@ static tk_err check_deadline_locked(tk_batcher *b, const tk__tenant *t, const tk
 {
     if (r->deadline_ns == INT64_MAX || b->images < TK__AHEAD * b->opts.max_batch) return TK_OK;
     /* Of the tenant's own: what is decoded, then its requests in turn. */
-    const size_t turns = r->n_images * (t->requests + 1) + t->ahead;
+    const size_t before = tk__tenant_requests_until(t, r->priority);
+    const size_t turns = r->n_images * (before + 1) + t->ahead;
     const size_t mine = t->images + r->n_images, own = turns < mine ? turns : mine;
     const int64_t need = tk__pace_of(&b->pace, shared_locked(b, t, own, b->images + r->n_images));
     const int64_t have = r->deadline_ns > now ? r->deadline_ns - now : 0;
@@ -110,9 +133,11 @@ static tk_err check_rate_locked(tk_batcher *b, tk__tenant *t, tk_infer *r, int64
     r->retry_ms = ms < UINT32_MAX ? (uint32_t)ms : UINT32_MAX;
     b->stats.refused_rate++;
     return tk_fail(diag, TK_LIMIT,
-                   "too fast: %zu images were sent, a tenant's limit is %g images a second "
-                   "(--tenant-rate), of which one second's may come at once; try again in %u ms",
-                   r->n_images, b->opts.max_tenant_rate, r->retry_ms);
+                   "too fast: %zu images were sent, %s limit is %g images a second%s, of which "
+                   "one second's may come at once; try again in %u ms",
+                   r->n_images, t->own.rate > 0 ? "your" : "a tenant's",
+                   tk__tenant_rate(&b->tenants, t), t->own.rate > 0 ? "" : " (--tenant-rate)",
+                   r->retry_ms);
 }
 
 /* Dead requests are looked for when there is no room, but one who is refused all the time must not

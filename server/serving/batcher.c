@@ -32,6 +32,7 @@ tk_err tk_infer_create(tk_infer **out, tk_snapshot *snapshot, size_t n_images, s
     r->n_images = n_images;
     r->n_heads = n_heads;
     r->deadline_ns = INT64_MAX;
+    r->priority = TK_PRIORITY_DEFAULT;
     r->images = tk_calloc(n_images, sizeof *r->images);
     r->heads = tk_calloc(n_heads, sizeof *r->heads);
     r->k = tk_calloc(n_heads, sizeof *r->k);
@@ -79,7 +80,10 @@ static bool images_done_locked(tk_batcher *b, tk_infer *r, size_t n)
     b->bytes -= r->bytes;
     r->of->images -= r->n_images;
     r->of->bytes -= r->bytes;
-    b->active -= r->of->images == 0;
+    if (r->of->images == 0) {
+        b->active--;
+        b->weight = b->active ? b->weight - r->of->weight : 0; /* no rounding adds up */
+    }
     return true;
 }
 
@@ -114,13 +118,15 @@ static void drop_rest_locked(tk_batcher *b, tk_infer *r, tk_infer **finished)
 
 void tk__batcher_sweep(tk_batcher *b, tk__tenant *t, int64_t now, tk_infer **finished)
 {
-    for (size_t n = t->requests; n > 0; n--) {
-        tk_infer *r = tk__tenant_pop(t);
-        check_alive_locked(b, r, now);
-        if (r->err == TK_OK)
-            tk__tenant_push(t, r);
-        else
-            drop_rest_locked(b, r, finished);
+    for (size_t lane = 0; lane < TK_PRIORITY_LAST; lane++) {
+        for (size_t n = t->lanes[lane].requests; n > 0; n--) {
+            tk_infer *r = tk__tenant_pop_lane(t, lane);
+            check_alive_locked(b, r, now);
+            if (r->err == TK_OK)
+                tk__tenant_push(t, r);
+            else
+                drop_rest_locked(b, r, finished);
+        }
     }
 }
 
@@ -147,7 +153,7 @@ static tk__tenant *next_to_decode_locked(tk_batcher *b)
 {
     tk__fair *order = &b->tenants.decode;
     tk__tenant *t;
-    while ((t = tk__tenant_of_decode(tk__fair_first(order))) && !t->first)
+    while ((t = tk__tenant_of_decode(tk__fair_first(order))) && t->requests == 0)
         tk__fair_remove(order, &t->decode);
     if (!t || b->stop) return t;
     const size_t passes = TK__AHEAD + (t->ahead == 0);
@@ -170,7 +176,8 @@ static tk_infer_image *take_image_locked(tk_batcher *b, tk__tenant *t, tk_infer 
     b->stats.decoded++;
     t->ahead++;
     if (r->started < r->n_images) tk__tenant_push(t, r);
-    tk__fair_charge(&b->tenants.decode, &t->decode, DECODE_BASE + image->size);
+    tk__fair_charge(&b->tenants.decode, &t->decode,
+                    ((double)DECODE_BASE + (double)image->size) / t->weight);
     return image;
 }
 
@@ -180,12 +187,7 @@ static void ready_push_locked(tk_batcher *b, tk_infer_image *image)
 {
     tk__tenant *t = image->infer->of;
     image->ready_ns = b->opts.clock();
-    image->next = NULL;
-    if (t->ready)
-        t->ready_last->next = image;
-    else
-        t->ready = image;
-    t->ready_last = image;
+    tk__tenant_ready_push(t, image);
     image->newer = NULL;
     image->older = b->newest;
     if (b->newest)
@@ -200,9 +202,7 @@ static void ready_push_locked(tk_batcher *b, tk_infer_image *image)
 /* The tenant's first. */
 static tk_infer_image *ready_pop_locked(tk_batcher *b, tk__tenant *t)
 {
-    tk_infer_image *image = t->ready;
-    t->ready = image->next;
-    if (!t->ready) t->ready_last = NULL;
+    tk_infer_image *image = tk__tenant_ready_pop(t);
     if (image->older)
         image->older->newer = image->newer;
     else
@@ -385,7 +385,7 @@ static size_t take_batch_locked(tk_batcher *b, tk_infer **finished)
     const int64_t now = b->opts.clock();
     tk__tenant *aside = NULL, *t; /* aside: their next image has another version */
     while (n < b->opts.max_batch && (t = tk__tenant_of_pass(tk__fair_first(order)))) {
-        tk_infer *r = t->ready->infer;
+        tk_infer *r = tk__tenant_ready(t)->infer;
         check_alive_locked(b, r, now);
         if (r->err == TK_OK && n > 0 && b->batch[0]->infer->snapshot != r->snapshot) {
             tk__fair_remove(order, &t->pass);
@@ -396,7 +396,7 @@ static size_t take_batch_locked(tk_batcher *b, tk_infer **finished)
         tk_infer_image *image = ready_pop_locked(b, t);
         if (r->err == TK_OK) {
             b->batch[n++] = image;
-            tk__fair_charge(order, &t->pass, 1);
+            tk__fair_charge(order, &t->pass, 1 / t->weight);
         } else {
             tk_free(image->canvas);
             image->canvas = NULL;
@@ -405,7 +405,7 @@ static size_t take_batch_locked(tk_batcher *b, tk_infer **finished)
                 *finished = r;
             }
         }
-        if (!t->ready) tk__fair_remove(order, &t->pass);
+        if (!tk__tenant_ready(t)) tk__fair_remove(order, &t->pass);
     }
     for (; aside; aside = aside->aside)
         tk__fair_restore(order, &aside->pass);
@@ -488,7 +488,10 @@ static void *executor_main(void *arg)
 
 static void take_in_locked(tk_batcher *b, tk__tenant *t, tk_infer *r)
 {
-    b->active += t->images == 0;
+    if (t->images == 0) {
+        b->active++;
+        b->weight += t->weight;
+    }
     t->images += r->n_images;
     t->bytes += r->bytes;
     b->images += r->n_images;
@@ -543,6 +546,20 @@ void tk_batcher_set_limits(tk_batcher *b, const tk_batcher_limits *limits)
     tk__tenants_set_rate(&b->tenants, limits->max_tenant_rate, b->opts.clock());
     pthread_cond_signal(&b->ready); /* its time of waiting may be another */
     pthread_mutex_unlock(&b->lock);
+}
+
+tk_err tk_batcher_set_tenant(tk_batcher *b, int64_t tenant, const tk_tenant_limits *limits)
+{
+    const int64_t now = b->opts.clock();
+    pthread_mutex_lock(&b->lock);
+    tk__tenant *t = tk__tenants_get(&b->tenants, tenant, now);
+    if (t) {
+        const double before = t->weight;
+        tk__tenant_set(&b->tenants, t, limits, now);
+        if (t->images > 0) b->weight += t->weight - before;
+    }
+    pthread_mutex_unlock(&b->lock);
+    return t ? TK_OK : TK_NOMEM;
 }
 
 tk_batcher_stats tk_batcher_get_stats(tk_batcher *b)

@@ -5,12 +5,13 @@
  *
  * Tenants are served fairly (fair.h), twice: the next image to decode is the tenant's that has had
  * the least decoded (by bytes; an image costs 32 KiB besides), and a pass is filled from the
- * tenants that have had the fewest images in passes. Among the requests of one tenant the images
- * are taken in turn, so that a request of one image does not wait behind one of 256. Canvases are
- * made only some passes ahead of the executor, and the last pass's worth of that room is for
- * tenants who have none. So an image of a tenant that has nothing else in the queue waits for the
- * pass that runs and is in the next, however much others have sent; with more such tenants than a
- * pass has room they take turns.
+ * tenants that have had the fewest images in passes, each in proportion to its weight. Among the
+ * requests of one tenant the images are taken in turn, so that a request of one image does not wait
+ * behind one of 256; those of a more urgent priority come before the others, which moves nobody
+ * past another tenant. Canvases are made only some passes ahead of the executor, and the last
+ * pass's worth of that room is for tenants who have none. So an image of a tenant that has nothing
+ * else in the queue waits for the pass that runs and is in the next, however much others have sent;
+ * with more such tenants than a pass has room they take turns.
  *
  * A batch starts when it is full, when its oldest image has waited `max_delay_us`, or at once when
  * no further image is on its way; all its images have the same version. Cancelled and late requests
@@ -28,6 +29,7 @@
 
 #include "metrics.h"
 #include "serving/snapshot.h"
+#include "tenant_limits.h"
 
 typedef struct tk_batcher tk_batcher;
 
@@ -51,6 +53,9 @@ typedef enum tk_image_form {
     TK_IMAGE_PIXELS,  /* RGB, [h][w][3] */
     TK_IMAGE_PLANES,  /* [3][crop][crop] float: prepared and normalised already */
 } tk_image_form;
+
+/* Among the requests of one tenant; 1 is the most urgent. */
+enum { TK_PRIORITY_DEFAULT = 3, TK_PRIORITY_LAST = 5 };
 
 /* Of a value of TK_IMAGE_PLANES: far beyond what normalised pixels have, far below what overflows.
  */
@@ -78,6 +83,7 @@ typedef struct tk_infer_image {
 struct tk_infer {
     tk_snapshot *snapshot; /* a reference */
     int64_t tenant;        /* who asks */
+    unsigned priority;     /* 1..TK_PRIORITY_LAST */
     size_t n_images;
     tk_infer_image *images;
     size_t n_heads;
@@ -104,9 +110,9 @@ struct tk_infer {
     tk_top *tops; /* [n_images][sum of k] */
 };
 
-/* Takes a reference of the snapshot. k[h] becomes top_k, at most the head's classes (0: 1). The
- * caller fills tenant, images[].data and .size (.form and what is wanted besides, too),
- * deadline_ns, cancelled, done, user. */
+/* Takes a reference of the snapshot; of TK_PRIORITY_DEFAULT. k[h] becomes top_k, at most the head's
+ * classes (0: 1). The caller fills tenant, images[].data and .size (.form and what is wanted
+ * besides, too), deadline_ns, cancelled, done, user. */
 TK_MUST tk_err tk_infer_create(tk_infer **out, tk_snapshot *snapshot, size_t n_images,
                                size_t n_heads, const tk_head *const *heads, size_t top_k);
 void tk_infer_destroy(tk_infer *infer); /* NULL is fine */
@@ -127,6 +133,11 @@ typedef struct tk_batcher_limits {
 } tk_batcher_limits;
 /* For what is submitted from now on; what waits stays. Any thread. */
 void tk_batcher_set_limits(tk_batcher *batcher, const tk_batcher_limits *limits);
+
+/* What an admin has set of the tenant; holds for what is submitted from now on, its weight for what
+ * waits, too. TK_NOMEM. Any thread. */
+TK_MUST tk_err tk_batcher_set_tenant(tk_batcher *batcher, int64_t tenant,
+                                     const tk_tenant_limits *limits);
 
 /* When it fails `done` is not called. TK_LIMIT, with the limit and its value: the queue is full, or
  * the tenant's part of it, or the tenant sends too fast. TK_DEADLINE: too much is ahead for the

@@ -34,6 +34,7 @@ struct tk_batcher {
     size_t not_started, decoding, n_ready;
     size_t images, bytes; /* submitted, not answered */
     size_t active;        /* tenants with images of these */
+    double weight;        /* of these tenants together */
     size_t sweep_steps;   /* see admit.c */
     tk__pace pace;
     tk_batcher_stats stats;

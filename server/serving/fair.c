@@ -28,7 +28,8 @@ void tk__fair_fini(tk__fair *fair)
 
 static bool before(const tk__flow *a, const tk__flow *b)
 {
-    return a->start != b->start ? a->start < b->start : a->since < b->since;
+    if (a->start < b->start) return true;
+    return !(b->start < a->start) && a->since < b->since;
 }
 
 static void put(tk__fair *fair, size_t at, tk__flow *flow)
@@ -74,7 +75,7 @@ tk__flow *tk__fair_first(const tk__fair *fair)
     return fair->n ? fair->heap[0] : NULL;
 }
 
-void tk__fair_charge(tk__fair *fair, tk__flow *flow, uint64_t cost)
+void tk__fair_charge(tk__fair *fair, tk__flow *flow, double cost)
 {
     assert(flow->at && cost > 0);
     if (fair->clock < flow->start) fair->clock = flow->start;

@@ -89,7 +89,13 @@ static const char schema_2[] =
     " accuracy REAL NOT NULL, PRIMARY KEY(job, head)) WITHOUT ROWID;"
     "PRAGMA user_version = 2;";
 
-static const char *const schemas[] = {schema_1, schema_2};
+static const char schema_3[] =
+    /* 0: what everybody has */
+    "CREATE TABLE tenant_limits(tenant INTEGER PRIMARY KEY REFERENCES tenants(id),"
+    " weight REAL NOT NULL, rate REAL NOT NULL, images INTEGER NOT NULL, bytes INTEGER NOT NULL);"
+    "PRAGMA user_version = 3;";
+
+static const char *const schemas[] = {schema_1, schema_2, schema_3};
 enum { SCHEMA = sizeof schemas / sizeof *schemas };
 
 tk_err tk__decisions_guard_locked(tk_store *store, bool on, tk_diag *diag)

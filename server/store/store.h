@@ -31,6 +31,7 @@
 #include "engine/image.h"
 #include "heads/gate.h"
 #include "heads/search.h"
+#include "tenant_limits.h"
 
 typedef struct tk_store tk_store;
 
@@ -110,6 +111,7 @@ typedef struct tk_tenant {
     uint64_t heads; /* in the current version */
     uint64_t data_sets, bytes;
     int64_t created_ms;
+    tk_tenant_limits limits;
 } tk_tenant;
 
 typedef struct tk_tenants {
@@ -129,6 +131,11 @@ TK_MUST tk_err tk_store_tenant_find(tk_store *store, const char *name, tk_tenant
                                     tk_diag *diag);
 TK_MUST tk_err tk_store_tenant_list(tk_store *store, tk_tenants *out, tk_diag *diag); /* by name */
 void tk_tenants_fini(tk_tenants *list);
+
+/* Replaces the tenant's limits, which are checked already, and fills in limits->change and *id.
+ * TK_NOTFOUND. */
+TK_MUST tk_err tk_store_tenant_limits_set(tk_store *store, const char *name,
+                                          tk_tenant_limits *limits, int64_t *id, tk_diag *diag);
 
 /* A token for `tenant` (its name), or an admin's when NULL or "". */
 TK_MUST tk_err tk_store_token_issue(tk_store *store, const char *tenant, tk_token *out,

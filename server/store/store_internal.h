@@ -39,6 +39,7 @@ struct tk_store {
     /* Lock order: `lock`, then `tokens_lock`. */
     pthread_mutex_t lock;
     tk_db *db;               /* lock */
+    uint64_t limit_changes;  /* lock */
     tk_pin *pins;            /* lock */
     size_t n_pins, cap_pins; /* lock */
 

@@ -107,6 +107,7 @@ static tk_err delete_records_locked(tk_store *store, int64_t tenant, tk_diag *di
         "DELETE FROM heads WHERE tenant = ?",
         "DELETE FROM data_sets WHERE tenant = ?",
         "DELETE FROM tokens WHERE tenant = ?",
+        "DELETE FROM tenant_limits WHERE tenant = ?",
         "DELETE FROM tenants WHERE id = ?",
     };
     tk_err err = TK_OK;

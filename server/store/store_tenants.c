@@ -329,8 +329,10 @@ static tk_err read_tenants_locked(tk_store *store, const char *name, tk_tenants 
                       "SELECT id, name, created,"
                       " (SELECT count(*) FROM version_heads JOIN current USING(version) JOIN heads"
                       "  ON heads.id = version_heads.head WHERE heads.tenant = tenants.id),"
-                      " (SELECT count(*) FROM data_sets WHERE data_sets.tenant = tenants.id)"
-                      " FROM tenants WHERE ?1 IS NULL OR name = ?1 ORDER BY name",
+                      " (SELECT count(*) FROM data_sets WHERE data_sets.tenant = tenants.id),"
+                      " ifnull(weight, 0), ifnull(rate, 0), ifnull(images, 0), ifnull(bytes, 0)"
+                      " FROM tenants LEFT JOIN tenant_limits ON tenant = id WHERE ?1 IS NULL OR "
+                      "name = ?1 ORDER BY name",
                       "t", name);
     while (err == TK_OK && tk__rows_next(&rows)) {
         if (out->n == cap) {
@@ -346,7 +348,11 @@ static tk_err read_tenants_locked(tk_store *store, const char *name, tk_tenants 
         *t = (tk_tenant){.id = tk__col_int(&rows, 0),
                          .created_ms = tk__col_int(&rows, 2),
                          .heads = (uint64_t)tk__col_int(&rows, 3),
-                         .data_sets = (uint64_t)tk__col_int(&rows, 4)};
+                         .data_sets = (uint64_t)tk__col_int(&rows, 4),
+                         .limits = {.weight = tk__col_real(&rows, 5),
+                                    .rate = tk__col_real(&rows, 6),
+                                    .images = (uint64_t)tk__col_int(&rows, 7),
+                                    .bytes = (uint64_t)tk__col_int(&rows, 8)}};
         (void)snprintf(t->name, sizeof t->name, "%s", tk__col_text(&rows, 1));
         err = tk__store_tenant_bytes_locked(store, t->id, &t->bytes, diag);
     }
@@ -380,6 +386,25 @@ tk_err tk_store_tenant_find(tk_store *store, const char *name, tk_tenant *out, t
         err = tk_fail(diag, TK_NOTFOUND, "tenant: there is none of that name");
     tk_tenants_fini(&list);
     return err;
+}
+
+tk_err tk_store_tenant_limits_set(tk_store *store, const char *name, tk_tenant_limits *limits,
+                                  int64_t *id, tk_diag *diag)
+{
+    *id = 0;
+    tk_err err = tk__store_begin(store, diag);
+    if (err != TK_OK) return err;
+    limits->change = ++store->limit_changes;
+    err = tk__db_int(store->db, id, 0, diag, "SELECT id FROM tenants WHERE name = ?", "t", name);
+    if (err == TK_OK && !*id)
+        err = tk_fail(diag, TK_NOTFOUND, "tenant: there is none of that name");
+    if (err == TK_OK)
+        err = tk__db_run(store->db, diag,
+                         "INSERT OR REPLACE INTO tenant_limits(tenant, weight, rate, images, bytes)"
+                         " VALUES(?, ?, ?, ?, ?)",
+                         "iddii", *id, limits->weight, limits->rate, (int64_t)limits->images,
+                         (int64_t)limits->bytes);
+    return tk__store_end(store, err, diag);
 }
 
 void tk_tenants_fini(tk_tenants *list)

@@ -30,7 +30,7 @@ expect 2 'trunkctl dataset upload' "$trunkctl" dataset
 
 # Every command teaches: usage, an example that begins with its own name, and the common options.
 commands=('classify' 'evaluate' 'dataset upload' 'dataset list' 'dataset get' 'dataset delete' 'finetune' 'job list'
-    'job get' 'job watch' 'job cancel' 'job curves' 'gate explain' 'heads' 'head delete' 'validation' 'tenant create' 'tenant list' 'token issue'
+    'job get' 'job watch' 'job cancel' 'job curves' 'gate explain' 'heads' 'head delete' 'validation' 'tenant create' 'tenant list' 'tenant limits' 'token issue'
     'token revoke' 'versions' 'rollback' 'version export' 'trunk import' 'status' 'top' 'health')
 for command in "${commands[@]}"; do
     # shellcheck disable=SC2086 # two words

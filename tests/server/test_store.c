@@ -741,7 +741,7 @@ static void a_store_of_the_first_schema_is_brought_up_to_date(void **state)
     (void)snprintf(path, sizeof path, "%s/trunkd.sqlite", f.dir);
     assert_ok(tk__db_open(&db, path, &diag));
     assert_ok(tk__db_script(
-        db, "DROP TABLE decisions; DROP TABLE curves; DROP TABLE lows; PRAGMA user_version = 1",
+        db, "DROP TABLE decisions; DROP TABLE curves; DROP TABLE lows; DROP TABLE tenant_limits; PRAGMA user_version = 1",
         &diag));
     tk__db_close(db);
     assert_ok(tk_store_open(&f.store, f.dir, NULL, &diag));
