@@ -135,6 +135,15 @@ expect 0 '^\{"file":.*"version":1,"heads":\{"type":\[\{"label":' alice classify 
 expect 0 '^type: 4 images' alice classify "${photos[@]}" --tally --head type
 expect 0 '"images": 4' alice classify "${photos[@]}" --tally --json
 expect 1 'cut.jpg: ' alice classify "$work/tree/red"
+expect 0 '"version":1' alice classify "${photos[@]}" --batch 1 --json
+expect 0 '^weight +1, as everybody' admin tenant limits alice
+expect 0 '^weight +2$' admin tenant limits alice --weight 2
+expect 0 '^rate +500 images/s' admin tenant limits alice --rate 500
+expect 0 '^weight +2$' admin tenant limits alice
+expect 0 '"rate": 500' admin tenant limits alice --json
+expect 1 'weight is 1000, but must be 0.01 to 100' admin tenant limits alice --weight 1000
+expect 1 'NOT_FOUND' admin tenant limits nobody
+expect 1 'PERMISSION_DENIED' alice tenant limits alice
 expect 1 'NOT_FOUND' bob classify "${photos[0]}" --head type
 expect 1 'NOT_FOUND' alice classify "${photos[0]}" --head colour
 expect 0 '[1-9][0-9]* requests, 0 failed' alice classify "${photos[@]}" --repeat --for 1 --interval 10
