@@ -116,7 +116,9 @@ static void send_done_locked(stream *s)
         if (!s->first) s->last = NULL;
         s->images -= it->images;
         s->bytes -= it->bytes;
+        pthread_mutex_unlock(&s->lock); /* it may hold the last of a version */
         item_free(it);
+        pthread_mutex_lock(&s->lock);
     }
 }
 
