@@ -407,7 +407,7 @@ static void classification_gives_the_best_classes_with_their_labels(void **state
 
 /* -- refusals -- */
 
-static void other_tenants_models_and_versions_not_served_are_not_found(void **state)
+static void other_tenants_models_and_unknown_versions_are_not_found(void **state)
 {
     (void)state;
     question q;
@@ -420,14 +420,15 @@ static void other_tenants_models_and_versions_not_served_are_not_found(void **st
         snprintf(words, sizeof words, "you have no model \"%s\"", names[i]);
         refused(&q, TK_CLIENT_NOT_FOUND, words);
     }
-    files_typed(&q);
-    strcpy(q.version, "1");
-    refused(&q, TK_CLIENT_NOT_FOUND,
-            "version 1 of model \"type\" is not served any more: version 2 is");
-    files_typed(&q);
-    strcpy(q.version, "3");
-    refused(&q, TK_CLIENT_NOT_FOUND, "version 3 of model \"type\" is not there yet: version 2 is");
-    static const char *const versions[] = {"0",  "two", "-1",
+    static const char *const unknown[] = {"3", "999999999999999999", "stable", "two"};
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
+        files_typed(&q);
+        strcpy(q.version, unknown[i]);
+        char words[64];
+        snprintf(words, sizeof words, "you have no model \"type\" in version \"%s\"", unknown[i]);
+        refused(&q, TK_CLIENT_NOT_FOUND, words);
+    }
+    static const char *const versions[] = {"0",  "Two", "-1",
                                            "2 ", "2.0", "99999999999999999999999"};
     for (size_t i = 0; i < sizeof versions / sizeof *versions; i++) {
         files_typed(&q);
@@ -673,7 +674,10 @@ static void readiness_leaks_nothing(void **state)
     (void)state;
     expect_ready(server.alice, "type", "", true);
     expect_ready(server.alice, "type", "2", true);
-    expect_ready(server.alice, "type", "1", false);
+    expect_ready(server.alice, "type", "1", true);
+    expect_ready(server.alice, "type", "latest", true);
+    expect_ready(server.alice, "type", "3", false);
+    expect_ready(server.alice, "colour", "1", false);
     expect_ready(server.alice, "colour", "", false);
     expect_ready(server.alice, "bob/colour", "", false);
     expect_ready(server.alice, "nothing", "", false);
@@ -726,7 +730,8 @@ static void the_server_describes_itself(void **state)
         assert_answered(server.alice, METHOD("ServerMetadata"), &in, OIP(server_metadata_response));
     assert_string_equal(m->name, "trunkd");
     assert_string_equal(m->version, TRUNKD_VERSION);
-    assert_int_equal(m->n_extensions, 2);
+    assert_int_equal(m->n_extensions, 3);
+    assert_string_equal(m->extensions[2], "statistics");
     tk_client_free_message(&m->base);
     assert_refused(server.nobody, METHOD("ServerMetadata"), &in, OIP(server_metadata_response),
                    TK_CLIENT_UNAUTHENTICATED, "no token");
@@ -859,7 +864,7 @@ int main(void)
         cmocka_unit_test(every_form_of_the_images_gets_the_same_answer_to_the_bit),
         cmocka_unit_test(outputs_come_as_asked_for),
         cmocka_unit_test(classification_gives_the_best_classes_with_their_labels),
-        cmocka_unit_test(other_tenants_models_and_versions_not_served_are_not_found),
+        cmocka_unit_test(other_tenants_models_and_unknown_versions_are_not_found),
         cmocka_unit_test(shapes_and_datatypes_are_checked),
         cmocka_unit_test(raw_contents_of_a_wrong_size_are_named),
         cmocka_unit_test(typed_contents_must_fit_datatype_and_shape),
