@@ -61,7 +61,7 @@ static int ask_all(evaluate *e, const tk__images *list, size_t batch)
             code = TK__FAILED;
             break;
         }
-        Trunkd__V1__ClassifyResponse *answer = tk__ask(e->ctl, work, &heads, 5, &status);
+        Trunkd__V1__ClassifyResponse *answer = tk__ask(e->ctl, work, &heads, "", 5, &status);
         for (size_t i = 0; answer && i < work->n; i++)
             count(e, &list->items[work->index[i]], answer->images[i]);
         if (answer) {
