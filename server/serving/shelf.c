@@ -320,15 +320,18 @@ static tk_snapshot *empty_slot_locked(slot *at)
     return was;
 }
 
-/* The version that was picked longest ago, off the shelf; NULL: there is none. */
+/* Takes the version that was picked longest ago off the shelf; NULL: one that was taken off is
+ * still answering, and makes room soon. */
 static tk_snapshot *retire_locked(tk_shelf *s)
 {
     slot *oldest = NULL;
+    size_t n = 0;
     for (size_t i = 0; i < s->opts.pinned; i++) {
         slot *at = &s->slots[i];
+        n += at->snapshot != NULL;
         if (at->snapshot && (!oldest || at->used < oldest->used)) oldest = at;
     }
-    return oldest ? empty_slot_locked(oldest) : NULL;
+    return n == s->pinned ? empty_slot_locked(oldest) : NULL;
 }
 
 static void wait_locked(tk_shelf *s, int64_t until_ns)
