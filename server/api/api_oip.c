@@ -89,6 +89,7 @@ void tk__oip_server_metadata(tk_rpc_call *call, const ProtobufCMessage *in)
 
 /* -- models -- */
 
+/* A version that cannot be loaded is not ready, either. */
 static void ready_picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_err err,
                          tk_snapshot *snapshot, const tk_diag *why)
 {
@@ -96,7 +97,7 @@ static void ready_picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_
     tk_diag diag = *why;
     const tk_head *head;
     err = tk__oip_find(call, err, snapshot, in->name, in->version, &head, &diag);
-    if (err != TK_OK && err != TK_NOTFOUND) {
+    if (err != TK_OK && err != TK_NOTFOUND && err != TK_INTERNAL) {
         tk__fail(call, err, &diag);
         return;
     }

@@ -13,7 +13,8 @@
  * tenants and of one. Requests of versions in memory never wait for any of this.
  *
  * Locks: `admin` (a change of a label at a time; held across load and write) > `lock` >
- * tk_current's. Snapshots are let go of with no lock held. */
+ * tk_current's, which is asked under `lock`, so that what is current cannot be older than the last
+ * rewrite. Snapshots are let go of with no lock held. */
 #ifndef SERVER_SERVING_SHELF_H
 #define SERVER_SERVING_SHELF_H
 
@@ -41,7 +42,7 @@ typedef struct tk_shelf_opts {
     void *ctx;
 } tk_shelf_opts;
 
-/* Joins nothing yet: the labels that there are, whose versions are loaded by and by. */
+/* `labels` are those that there are already; their versions are loaded by and by. */
 TK_MUST tk_err tk_shelf_create(tk_shelf **out, const tk_shelf_opts *opts,
                                const tk_version_labels *labels);
 /* What waits ends with TK_BUSY. After the last request that holds a version was answered. NULL is

@@ -599,6 +599,32 @@ static void after_a_rewrite_nothing_of_the_old_files_is_given_out(void **state)
     close_shelf();
 }
 
+static void *label_main(void *arg)
+{
+    tk_err *err = arg;
+    *err = set_label("stable", 3, 0, NULL);
+    return NULL;
+}
+
+static void a_label_set_during_a_rewrite_has_the_new_file(void **state)
+{
+    (void)state;
+    pthread_t thread;
+    tk_err err;
+    open_shelf(9, 1, NULL);
+    hold(true);
+    assert_int_equal(pthread_create(&thread, NULL, label_main, &err), 0);
+    wait_begun(1);
+    tk_shelf_rewritten(shelf); /* while 3 is loaded from its old file */
+    hold(false);
+    pthread_join(thread, NULL);
+    assert_int_equal(err, TK_OK);
+    wait_labels_loaded(1);
+    assert_int_equal(get(ALICE, "stable"), 3);
+    assert_int_equal(begun(), 2);
+    close_shelf();
+}
+
 static void the_end_answers_those_who_wait(void **state)
 {
     (void)state;
@@ -633,6 +659,7 @@ int main(void)
         cmocka_unit_test(a_label_that_cannot_be_kept_is_refused),
         cmocka_unit_test(labels_are_loaded_at_the_start_and_a_broken_one_harms_nobody),
         cmocka_unit_test(after_a_rewrite_nothing_of_the_old_files_is_given_out),
+        cmocka_unit_test(a_label_set_during_a_rewrite_has_the_new_file),
         cmocka_unit_test(the_end_answers_those_who_wait),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

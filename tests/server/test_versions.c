@@ -505,6 +505,22 @@ static void spoil(const trunkd *t, uint64_t number)
     tk_store_close(store);
 }
 
+static bool is_ready(tk_client *client, const char *version)
+{
+    char model[] = "type", number[16];
+    Inference__ModelReadyRequest in;
+    inference__model_ready_request__init(&in);
+    snprintf(number, sizeof number, "%s", version);
+    in.name = model;
+    in.version = number;
+    const answer a = ask(client, "/inference.GRPCInferenceService/ModelReady", &in,
+                         &inference__model_ready_response__descriptor);
+    if (!a.message) fail_msg("%s: %s", tk_client_code_text(a.status.code), a.status.text);
+    const bool ready = ((const Inference__ModelReadyResponse *)a.message)->ready;
+    tk_client_free_message(a.message);
+    return ready;
+}
+
 static void a_version_that_cannot_be_loaded_harms_nobody_else(void **state)
 {
     (void)state;
@@ -520,6 +536,8 @@ static void a_version_that_cannot_be_loaded_harms_nobody_else(void **state)
     expect(&t, "2", 2, 2);
     refused(t.alice, "canary", "type", TK_CLIENT_INTERNAL, "version 1 cannot be loaded");
     refused(t.alice, "1", "type", TK_CLIENT_INTERNAL, "the server's log says why");
+    assert_false(is_ready(t.alice, "1"));
+    assert_true(is_ready(t.alice, "2"));
     answer a = set_label(t.admin, "stable", 1, 0);
     if (a.message) fail_msg("a label was set on a broken version");
     assert_true(trunkd_logged(&t, "event=\"version not loaded\" version=1"));
