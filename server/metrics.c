@@ -510,7 +510,7 @@ static void write_versions(tk_metrics *m, FILE *to)
 static void write_loads(const tk_metrics_gauges *g, FILE *to)
 {
     head_of(to, "trunkd_versions_loaded", "gauge",
-            "Versions in memory beside the current one: those with a label, and pinned ones.");
+            "Labels whose version is in memory, and pinned versions in memory.");
     fprintf(to,
             "trunkd_versions_loaded{why=\"label\"} %" PRIu64 "\n"
             "trunkd_versions_loaded{why=\"pin\"} %" PRIu64 "\n",

@@ -8,8 +8,8 @@
  * Labelled versions stay in memory. Of the others at most `pinned` are there, those included that
  * have left the shelf and still answer requests: the one that was picked longest ago makes room,
  * and the next load waits until its last request is answered. One version is loaded at a time,
- * tenants in turn, and after one that was pinned the thread rests for as long as it took, so that
- * pins of ever other versions take at most half a thread. What waits is bounded, too, of all
+ * tenants in turn, and after one that was asked for the thread rests for as long as it took, so
+ * that pins of ever other versions take at most half a thread. What waits is bounded, too, of all
  * tenants and of one. Requests of versions in memory never wait for any of this.
  *
  * Locks: `admin` (a change of a label at a time; held across load and write) > `lock` >
@@ -111,7 +111,8 @@ void tk_shelf_rewritten(tk_shelf *shelf);
 /* -- looking -- */
 
 typedef struct tk_shelf_stats {
-    size_t labelled, pinned; /* in memory; pinned ones also while they are only being answered */
+    size_t labelled; /* labels whose version is in memory */
+    size_t pinned;   /* versions in memory, also those that only answer what was asked already */
     size_t waiting;
     uint64_t loads, failures; /* since start; not of tk_shelf_label() */
 } tk_shelf_stats;

@@ -207,7 +207,7 @@ static void a_request_is_answered_by_the_version_that_it_names(void **state)
     trunkd_remove(&t);
 }
 
-static void labels_are_the_admins_and_last(void **state)
+static void labels_are_the_admins_and_checked(void **state)
 {
     (void)state;
     trunkd t;
@@ -234,6 +234,22 @@ static void labels_are_the_admins_and_last(void **state)
     must(set_label(t.admin, "canary", 2, 20));
     a = set_label(t.admin, "stable", 1, 1);
     assert_code(&a, TK_CLIENT_FAILED_PRECONDITION, "\"canary\" has 20 percent");
+    must(delete_label(t.admin, "canary"));
+    a = delete_label(t.admin, "canary");
+    assert_code(&a, TK_CLIENT_NOT_FOUND, "\"canary\": there is none");
+    refused(t.alice, "canary", "type", TK_CLIENT_NOT_FOUND, "in version \"canary\"");
+    expect(&t, "", 3, 3);
+    assert_int_equal(trunkd_end(&t, SIGTERM), 0);
+    trunkd_remove(&t);
+}
+
+static void labels_and_shares_outlive_a_kill(void **state)
+{
+    (void)state;
+    trunkd t;
+    trunkd_prepare(&t, MODELS);
+    trunkd_start(&t, NULL);
+    must(set_label(t.admin, "canary", 2, 20));
     must(set_label(t.admin, "stable", 1, 0));
     assert_int_equal(trunkd_end(&t, SIGKILL), 128 + SIGKILL); /* right behind the answer */
 
@@ -242,7 +258,7 @@ static void labels_are_the_admins_and_last(void **state)
     expect(&t, "canary", 2, 2);
     size_t shared = 0;
     for (int i = 0; i < 100; i++) {
-        a = classify_by(t.alice, "", "type");
+        const answer a = classify_by(t.alice, "", "type");
         assert_non_null(a.message);
         const Trunkd__V1__ClassifyResponse *out = (const Trunkd__V1__ClassifyResponse *)a.message;
         assert_true(out->version == 2 || out->version == 3);
@@ -253,7 +269,8 @@ static void labels_are_the_admins_and_last(void **state)
     assert_int_equal(shared, 20);
     Trunkd__V1__Empty nothing;
     trunkd__v1__empty__init(&nothing);
-    a = ask(t.admin, "/trunkd.v1.Admin/ListVersions", &nothing, PB(list_versions_response));
+    const answer a =
+        ask(t.admin, "/trunkd.v1.Admin/ListVersions", &nothing, PB(list_versions_response));
     const Trunkd__V1__ListVersionsResponse *list =
         (const Trunkd__V1__ListVersionsResponse *)a.message;
     assert_non_null(list);
@@ -262,11 +279,6 @@ static void labels_are_the_admins_and_last(void **state)
     assert_int_equal(list->labels[0]->percent, 20);
     assert_true(list->labels[1]->loaded);
     tk_client_free_message(a.message);
-    must(delete_label(t.admin, "canary"));
-    a = delete_label(t.admin, "canary");
-    assert_code(&a, TK_CLIENT_NOT_FOUND, "\"canary\": there is none");
-    refused(t.alice, "canary", "type", TK_CLIENT_NOT_FOUND, "in version \"canary\"");
-    expect(&t, "", 3, 3);
     assert_int_equal(trunkd_end(&t, SIGTERM), 0);
     trunkd_remove(&t);
 }
@@ -602,7 +614,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_request_is_answered_by_the_version_that_it_names),
-        cmocka_unit_test(labels_are_the_admins_and_last),
+        cmocka_unit_test(labels_are_the_admins_and_checked),
+        cmocka_unit_test(labels_and_shares_outlive_a_kill),
         cmocka_unit_test(deleted_heads_are_gone_from_versions_in_memory),
         cmocka_unit_test(pinned_requests_get_their_version_while_others_are_swapped),
         cmocka_unit_test(pins_of_many_versions_take_no_more_memory_than_allowed),
