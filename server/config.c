@@ -87,6 +87,10 @@ static const option options[] = {
     {"tenant-rate", "N", REAL, AT(tenant_rate), 1, 1e6,
      "images a second of one tenant; one second's may come at once, more are refused. Default: "
      "none"},
+    {"pinned-versions", "N", COUNT, AT(pinned_versions), 1, 64,
+     "most versions in memory beside the current and the labelled ones, for requests that name "
+     "them "
+     "by number; each takes as much memory as the current one. Default: 2"},
     {"grace-s", "S", COUNT, AT(grace_s), 0, 3600,
      "how long running calls may go on after SIGTERM. Default: 20"},
     {"trainer", "PATH", TEXT, AT(trainer), 0, 0,
@@ -343,6 +347,7 @@ static void set_defaults(tk_config *c)
                      .batch = 16,
                      .queue = 1024,
                      .delay_ms = 2,
+                     .pinned_versions = 2,
                      .grace_s = 20,
                      .max_upload_bytes = UINT64_C(16) << 30,
                      .max_queued_jobs = 16,

@@ -18,6 +18,7 @@ typedef struct tk_config {
     const char *arch, *resize_mode; /* NULL: what the store says, or the default for a fresh one */
     uint64_t px, resize;            /* 0: the same */
     uint64_t threads, decode_threads, batch, queue;
+    uint64_t pinned_versions;
     uint64_t tenant_queue; /* 0: half of `queue`, at least 256 */
     double delay_ms, tenant_rate;
     uint64_t grace_s;

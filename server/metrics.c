@@ -38,6 +38,13 @@ typedef struct method {
     counter calls[TK_METRICS_CODES];
 } method;
 
+/* Requests that a version answered. */
+typedef struct answered {
+    uint64_t version; /* 0: free */
+    uint64_t requests, images;
+    uint64_t last; /* answers of all versions, when it was counted last */
+} answered;
+
 struct tk_metrics {
     struct times {
         counter buckets[TK_METRICS_TIME_BUCKETS], sum_ns;
@@ -49,6 +56,9 @@ struct tk_metrics {
     series all[TK_METRICS_SERIES], other;
     _Atomic(series *) cells[CELLS];
     atomic_size_t n_series;
+    pthread_mutex_t versions_lock;
+    answered versions[TK_METRICS_VERSIONS]; /* versions_lock */
+    uint64_t answers;                       /* versions_lock */
     pthread_mutex_t lock;
     void (*probe)(void *ctx, tk_metrics_gauges *out); /* lock */
     void *probe_ctx;                                  /* lock */
@@ -118,6 +128,7 @@ tk_err tk_metrics_create(tk_metrics **out)
         tk_free(m);
         return TK_NOMEM;
     }
+    pthread_mutex_init(&m->versions_lock, NULL);
     snprintf(m->other.tenant, NAME, "%s", other);
     snprintf(m->other.head, NAME, "%s", other);
     struct timespec now;
@@ -130,6 +141,7 @@ tk_err tk_metrics_create(tk_metrics **out)
 void tk_metrics_destroy(tk_metrics *m)
 {
     if (!m) return;
+    pthread_mutex_destroy(&m->versions_lock);
     pthread_mutex_destroy(&m->lock);
     tk_free(m);
 }
@@ -246,6 +258,24 @@ void tk_metrics_forget(tk_metrics *m, const char *tenant)
         if (strcmp(m->all[i].tenant, tenant) == 0)
             atomic_store_explicit(&m->all[i].hidden, true, memory_order_release);
     pthread_mutex_unlock(&m->lock);
+}
+
+/* -- answers by version -- */
+
+void tk_metrics_answered(tk_metrics *m, uint64_t version, uint64_t images)
+{
+    if (!m) return;
+    pthread_mutex_lock(&m->versions_lock);
+    answered *at = &m->versions[0]; /* its own, or the one that answered longest ago */
+    for (size_t i = 0; i < TK_METRICS_VERSIONS && at->version != version; i++) {
+        answered *a = &m->versions[i];
+        if (a->version == version || a->last < at->last) at = a;
+    }
+    if (at->version != version) *at = (answered){.version = version};
+    at->requests++;
+    at->images += images;
+    at->last = ++m->answers;
+    pthread_mutex_unlock(&m->versions_lock);
 }
 
 /* -- calls -- */
@@ -458,6 +488,41 @@ static void write_series(tk_metrics *m, FILE *to)
     write_each(m, to, write_images);
 }
 
+static void write_versions(tk_metrics *m, FILE *to)
+{
+    answered all[TK_METRICS_VERSIONS];
+    pthread_mutex_lock(&m->versions_lock);
+    memcpy(all, m->versions, sizeof all);
+    pthread_mutex_unlock(&m->versions_lock);
+    head_of(to, "trunkd_version_requests_total", "counter",
+            "Inference requests answered OK, by the version that answered; the last 32 versions.");
+    for (size_t i = 0; i < TK_METRICS_VERSIONS; i++)
+        if (all[i].version)
+            fprintf(to, "trunkd_version_requests_total{version=\"%" PRIu64 "\"} %" PRIu64 "\n",
+                    all[i].version, all[i].requests);
+    head_of(to, "trunkd_version_images_total", "counter", "Their images.");
+    for (size_t i = 0; i < TK_METRICS_VERSIONS; i++)
+        if (all[i].version)
+            fprintf(to, "trunkd_version_images_total{version=\"%" PRIu64 "\"} %" PRIu64 "\n",
+                    all[i].version, all[i].images);
+}
+
+static void write_loads(const tk_metrics_gauges *g, FILE *to)
+{
+    head_of(to, "trunkd_versions_loaded", "gauge",
+            "Labels whose version is in memory, and pinned versions in memory.");
+    fprintf(to,
+            "trunkd_versions_loaded{why=\"label\"} %" PRIu64 "\n"
+            "trunkd_versions_loaded{why=\"pin\"} %" PRIu64 "\n",
+            g->versions_labelled, g->versions_pinned);
+    one(to, "trunkd_version_loads_total", "counter", "Versions loaded for labels and pins.",
+        g->loads);
+    one(to, "trunkd_version_load_failures_total", "counter", "Those that could not be loaded.",
+        g->load_failures);
+    one(to, "trunkd_version_waits", "gauge", "Requests that wait for a version to be loaded.",
+        g->version_waits);
+}
+
 static void write_method(FILE *to, const method *at, const char *path)
 {
     for (size_t c = 0; c < TK_METRICS_CODES; c++) {
@@ -535,6 +600,7 @@ void tk_metrics_write(tk_metrics *m, FILE *to)
     write_stages(m, to);
     write_sizes(m, to);
     write_series(m, to);
+    write_versions(m, to);
     write_methods(m, to);
     one(to, "trunkd_rpc_in_flight", "gauge", "Calls that have begun and not ended.",
         get(&m->in_flight));
@@ -542,6 +608,7 @@ void tk_metrics_write(tk_metrics *m, FILE *to)
     one(to, "trunkd_queue_images", "gauge", "Images submitted and not answered.", g.queue_images);
     one(to, "trunkd_connections_shed_total", "counter",
         "Connections closed for want of file descriptors, or over the limit.", g.shed);
+    write_loads(&g, to);
     write_jobs(m, to);
     write_process(m, to);
 }

@@ -21,6 +21,7 @@ typedef struct tk_metrics tk_metrics;
 enum {
     TK_METRICS_SERIES = 256,      /* pairs of tenant and head */
     TK_METRICS_METHODS = 64,      /* of RPC; more are counted as "other" */
+    TK_METRICS_VERSIONS = 32,     /* that answered last */
     TK_METRICS_CODES = 17,        /* gRPC's status codes, 0 to 16 */
     TK_METRICS_TIME_BUCKETS = 18, /* the last one: more than all bounds */
 };
@@ -56,6 +57,8 @@ void tk_metrics_pass(tk_metrics *m, size_t images, int64_t trunk_ns, int64_t hea
  * known. `images` count when the code is 0. The first call for a pair takes a lock. */
 void tk_metrics_classified(tk_metrics *m, const char *tenant, const char *head, int code,
                            uint64_t images);
+/* A request that this version answered OK, with so many images. Takes a lock. */
+void tk_metrics_answered(tk_metrics *m, uint64_t version, uint64_t images);
 /* Series of a tenant that has left are written no more. Takes a lock. */
 void tk_metrics_forget(tk_metrics *m, const char *tenant);
 
@@ -88,7 +91,10 @@ typedef enum tk_turned_away {
 typedef struct tk_metrics_gauges {
     uint64_t queue_images; /* submitted, not answered */
     uint64_t away[TK_AWAY_COUNT];
-    uint64_t shed; /* connections closed for want of descriptors */
+    uint64_t shed;                               /* connections closed for want of descriptors */
+    uint64_t versions_labelled, versions_pinned; /* in memory */
+    uint64_t loads, load_failures;               /* of versions for labels and pins */
+    uint64_t version_waits;                      /* requests that wait for a version */
 } tk_metrics_gauges;
 /* Asks `fn` whenever figures are read, until set to NULL; returns when no call of the old one is
  * under way. `fn` must be quick. */

@@ -19,6 +19,7 @@
 #include "rpc/accept_guard.h"
 #include "rpc/rpc.h"
 #include "serving/batcher.h"
+#include "serving/shelf.h"
 #include "store/store.h"
 
 enum {
@@ -32,6 +33,7 @@ struct tk_server {
     tk_store *store;
     tk_batcher *batcher;
     tk_current *current;
+    tk_shelf *shelf;
     tk_jobs *jobs;
     tk_api *api;
     tk_rpc_server *rpc;
@@ -218,6 +220,44 @@ static void discard_hook(void *ctx, void *snapshot)
     tk_snapshot_unref(snapshot);
 }
 
+static void rewritten_hook(void *ctx)
+{
+    const tk_server *s = ctx;
+    tk_shelf_rewritten(s->shelf);
+}
+
+/* *file is which one, "" when there is none. */
+static tk_err load_file(tk_server *s, uint64_t number, int64_t tenant, tk_object *file,
+                        tk_snapshot **out, tk_diag *diag)
+{
+    tk_err err = tk_store_version_file(s->store, tenant, number, file, diag);
+    if (err != TK_OK) return err;
+    char *path = tk_store_object_path(s->store, file->sha);
+    err = path ? load_version(s, number, path, out, diag) : tk_fail(diag, TK_NOMEM, "no memory");
+    tk_free(path);
+    return err;
+}
+
+/* A version for a label or a pin. The deletion of a head may take its file away meanwhile: then
+ * there is another. */
+static tk_err load_hook(void *ctx, uint64_t number, int64_t tenant, tk_snapshot **out,
+                        tk_diag *diag)
+{
+    tk_server *s = ctx;
+    tk_object was, is;
+    *out = NULL;
+    tk_err err = load_file(s, number, tenant, &was, out, diag);
+    if (err != TK_OK && was.sha[0] &&
+        tk_store_version_file(s->store, tenant, number, &is, NULL) == TK_OK &&
+        strcmp(was.sha, is.sha) != 0)
+        err = load_file(s, number, tenant, &is, out, diag);
+    if (err != TK_OK && err != TK_NOTFOUND)
+        tk_log(TK_LOG_ERROR, "version not loaded",
+               (tk_log_field[]){tk_log_int("version", (int64_t)number),
+                                tk_log_str("reason", diag->text), tk_log_end()});
+    return err;
+}
+
 /* Serves what the store calls current, if there is anything yet. */
 static tk_err load_current(tk_server *s, tk_diag *diag)
 {
@@ -283,6 +323,12 @@ static void probe(void *ctx, tk_metrics_gauges *out)
     out->away[TK_AWAY_LATE] = b.late;
     out->away[TK_AWAY_CANCELLED] = b.cancelled;
     out->shed = tk__accept_guard_shed();
+    const tk_shelf_stats shelf = tk_shelf_get_stats(s->shelf);
+    out->versions_labelled = shelf.labelled;
+    out->versions_pinned = shelf.pinned;
+    out->loads = shelf.loads;
+    out->load_failures = shelf.failures;
+    out->version_waits = shelf.waiting;
 }
 
 static tk_err start_watch(tk_server *s, tk_diag *diag)
@@ -379,6 +425,20 @@ static tk_err load_limits(tk_server *s, tk_diag *diag)
     return err;
 }
 
+/* The versions beside the current one. */
+static tk_err start_shelf(tk_server *s, tk_diag *diag)
+{
+    tk_version_labels labels;
+    tk_err err = tk_store_version_label_list(s->store, &labels, diag);
+    if (err != TK_OK) return err;
+    const tk_shelf_opts opts = {
+        .current = s->current, .pinned = s->config->pinned_versions, .load = load_hook, .ctx = s};
+    err = tk_shelf_create(&s->shelf, &opts, &labels);
+    if (err != TK_OK) return tk_fail(diag, err, "no memory or threads for versions");
+    tk_metrics_set_probe(s->metrics, probe, s);
+    return TK_OK;
+}
+
 static tk_err start_serving(tk_server *s, tk_diag *diag)
 {
     const tk_config *c = s->config;
@@ -397,8 +457,8 @@ static tk_err start_serving(tk_server *s, tk_diag *diag)
                                   .metrics = s->metrics};
     err = tk_batcher_create(&s->batcher, &opts, diag);
     if (err == TK_OK) err = load_limits(s, diag);
-    if (err == TK_OK) tk_metrics_set_probe(s->metrics, probe, s);
-    return err == TK_OK ? load_current(s, diag) : err;
+    if (err == TK_OK) err = load_current(s, diag);
+    return err == TK_OK ? start_shelf(s, diag) : err;
 }
 
 static tk_err start_jobs(tk_server *s, tk_diag *diag)
@@ -411,7 +471,8 @@ static tk_err start_jobs(tk_server *s, tk_diag *diag)
         .hooks = {.ctx = s,
                   .prepare = prepare_hook,
                   .publish = publish_hook,
-                  .discard = discard_hook},
+                  .discard = discard_hook,
+                  .rewritten = rewritten_hook},
         .log = log_job,
         .moved = count_job,
         .moved_ctx = s,
@@ -426,6 +487,7 @@ static tk_err start_rpc(tk_server *s, tk_diag *diag)
                              .jobs = s->jobs,
                              .batcher = s->batcher,
                              .current = s->current,
+                             .shelf = s->shelf,
                              .threads = inference_threads(c),
                              .precision = c->precision,
                              .metrics = s->metrics,
@@ -514,7 +576,8 @@ void tk_server_stop(tk_server *s)
     tk_api_destroy(s->api);
     tk_jobs_stop(s->jobs);
     tk_metrics_set_probe(s->metrics, NULL, NULL);
-    tk_batcher_destroy(s->batcher);
+    tk_batcher_destroy(s->batcher); /* before the shelf: its requests hold versions */
+    tk_shelf_destroy(s->shelf);
     tk_current_destroy(s->current);
     tk_store_close(s->store);
     tk_http_stop(s->http); /* last: it says why nothing is answered */

@@ -3,21 +3,25 @@
  * Threads, in the order in which they start:
  *   main              starts and stops everything, waits for signals
  *   http              http.c, if asked for: /metrics, /livez, /readyz, from memory
- *   pool workers      engine/pool, one pool per version in memory: kernels for the executor; while
- * a new version is made, its pool packs weights for the supervisor or an RPC worker executor
- * serving/batcher: forms batches, runs the trunk, answers Classify calls decoders serving/batcher:
- * decode images of Classify calls and of uploads supervisor        jobs/jobs: one job at a time,
- * the trainer's pipe, commits pump              api/pump: moves Watch and ExportVersion streams on
+ *   pool workers      engine/pool, one pool per version in memory: kernels for the executor
+ *                     (while a version is made: for whoever makes it, packing weights)
+ *   executor          serving/batcher: forms batches, runs the trunk, answers Classify calls
+ *   decoders          serving/batcher: decode images of Classify calls and of uploads
+ *   shelf             serving/shelf: loads versions for labels and pins, and goes on with the
+ *                     requests that waited for them
+ *   supervisor        jobs/jobs: one job at a time, the trainer's pipe, commits
+ *   pump              api/pump: moves Watch and ExportVersion streams on
  *   completion queues rpc: every call's events; handlers that touch memory only (Classify)
  *   RPC workers       rpc: handlers that touch disk or data base
  *   the gRPC core's own few
  *
  * Locks. One that is taken while another is held stands below it here; most are leaves.
- *   jobs' version lock  > hooks (this file) > tk_current's lock
+ *   jobs' version lock  > hooks (this file) > shelf's lock > tk_current's lock
+ *   shelf's admin lock  > store's mutex; shelf's lock
  *   jobs' watch list    > pump.lock
  *   rpc's idle streams  > a ClassifyStream's lock, a call's lock
  *   batcher.lock        > tk_rpc_cancelled (an atomic flag), nothing else
- *   tk_metrics.lock     > the probe (server.c): batcher.lock
+ *   tk_metrics.lock     > the probe (server.c): batcher.lock, shelf's lock
  *   store's mutex (SQL), tk_api.streams, pump.lock, tk_current's lock, rpc's locks: leaves
  * No lock is held across a kernel, a call into the gRPC core, or `done` of a request.
  *

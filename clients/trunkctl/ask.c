@@ -55,7 +55,7 @@ void tk__batch_clear(tk__batch *batch)
 }
 
 Trunkd__V1__ClassifyResponse *tk__ask(tk__ctl *ctl, const tk__batch *batch, const tk__list *heads,
-                                      unsigned top, tk_client_status *status)
+                                      const char *version, unsigned top, tk_client_status *status)
 {
     Trunkd__V1__ClassifyRequest request;
     trunkd__v1__classify_request__init(&request);
@@ -66,11 +66,14 @@ Trunkd__V1__ClassifyResponse *tk__ask(tk__ctl *ctl, const tk__batch *batch, cons
     request.n_heads = heads->n;
     request.heads = heads->items;
     request.top_k = top;
+    request.version = tk__copy(version);
     const unsigned timeout = ctl->timeout_ms > 86400000 ? 86400000 : (unsigned)ctl->timeout_ms;
     ProtobufCMessage *answer = NULL;
-    if (!tk_client_unary(ctl->client, "/trunkd.v1.Classifier/Classify", &request.base,
-                         &trunkd__v1__classify_response__descriptor, timeout, &answer, status))
-        return NULL;
+    const bool answered =
+        tk_client_unary(ctl->client, "/trunkd.v1.Classifier/Classify", &request.base,
+                        &trunkd__v1__classify_response__descriptor, timeout, &answer, status);
+    free(request.version);
+    if (!answered) return NULL;
     Trunkd__V1__ClassifyResponse *typed = (Trunkd__V1__ClassifyResponse *)answer;
     if (typed->n_images == batch->n) return typed;
     status->code = TK_CLIENT_INTERNAL;

@@ -22,7 +22,7 @@ typedef struct classify {
     tk__list heads;
     uint64_t top, batch, interval_ms;
     double for_seconds;
-    const char *summary;
+    const char *summary, *version;
     bool tally, repeat;
     /* what comes of it */
     size_t n_tallies;
@@ -138,7 +138,7 @@ static bool ask_batch(classify *c, tk_client_status *status)
 {
     const int64_t began = tk__now_ns();
     Trunkd__V1__ClassifyResponse *answer =
-        tk__ask(c->ctl, &c->work, &c->heads, (unsigned)c->top, status);
+        tk__ask(c->ctl, &c->work, &c->heads, c->version, (unsigned)c->top, status);
     const bool answered = answer != NULL;
     tk__load_count(&c->load, answered, tk__now_ns() - began, answered ? answer->version : 0,
                    c->work.n);
@@ -152,7 +152,7 @@ static bool ask_batch(classify *c, tk_client_status *status)
 static int run_once(classify *c, const tk__images *list, tk__frames *frames)
 {
     tk_client_status status = {0};
-    const bool many = list->n > c->batch;
+    const bool many = list->n > c->batch && !c->version[0]; /* streams ask for none */
     const int code =
         many ? tk__stream_ask(c->ctl, list, c->batch, &c->heads, (unsigned)c->top, take_batch, c)
              : TK__DONE;
@@ -259,10 +259,12 @@ int tk__cmd_classify(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
     classify *c = tk__alloc(1, sizeof(*c));
     const char *heads = NULL;
     tk__list rest;
-    *c = (classify){.ctl = ctl, .top = 1, .batch = 16};
+    *c = (classify){.ctl = ctl, .version = "", .top = 1, .batch = 16};
     const tk__opt opts[] = {
         {"head", 0, TK__TEXT, &heads, "A,B", "only these heads (default: all of yours)"},
         {"top", 'k', TK__NUMBER, &c->top, "N", "the N best answers of each head (default 1)"},
+        {"model-version", 0, TK__TEXT, &c->version, "V",
+         "answered by this version: a number, a label, or latest"},
         {"tally", 't', TK__FLAG, &c->tally, NULL, "count the answers by class"},
         {"batch", 0, TK__NUMBER, &c->batch, "N",
          "images in one message (default 16, at most 256); more go through a stream"},

@@ -16,6 +16,7 @@ typedef struct class_score {
 typedef struct evaluate {
     tk__ctl *ctl;
     char *head;
+    const char *version;
     size_t images, correct, top5, unreadable;
     uint64_t first_version, last_version;
     size_t n_classes;
@@ -61,7 +62,8 @@ static int ask_all(evaluate *e, const tk__images *list, size_t batch)
             code = TK__FAILED;
             break;
         }
-        Trunkd__V1__ClassifyResponse *answer = tk__ask(e->ctl, work, &heads, 5, &status);
+        Trunkd__V1__ClassifyResponse *answer =
+            tk__ask(e->ctl, work, &heads, e->version, 5, &status);
         for (size_t i = 0; answer && i < work->n; i++)
             count(e, &list->items[work->index[i]], answer->images[i]);
         if (answer) {
@@ -131,7 +133,7 @@ static void print_text(const evaluate *e, bool classes)
 
 int tk__cmd_evaluate(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
-    const char *head = NULL;
+    const char *head = NULL, *version = "latest"; /* no label's share: one version's accuracy */
     bool classes = false;
     uint64_t batch = 32;
     tk__list rest, where = {0};
@@ -139,6 +141,8 @@ int tk__cmd_evaluate(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
     const tk__opt opts[] = {
         {"head", 0, TK__TEXT, &head, "NAME", "the head to measure"},
         {"classes", 0, TK__FLAG, &classes, NULL, "accuracy by class, too"},
+        {"model-version", 0, TK__TEXT, &version, "V",
+         "of this version: a number or a label (default: latest)"},
         {"batch", 0, TK__NUMBER, &batch, "N", "images in one request (default 32, at most 256)"},
         {"file-column", 0, TK__TEXT, &csv.file_column, "NAME",
          "the CSV's column of files (default: file)"},
@@ -153,7 +157,7 @@ int tk__cmd_evaluate(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
     if (code == TK__GO && (batch < 1 || batch > TK__BATCH_MAX))
         code = tk__usage(cmd, "--batch is 1 to 256");
     if (code == TK__GO) {
-        evaluate e = {.ctl = ctl, .head = tk__copy(head)};
+        evaluate e = {.ctl = ctl, .head = tk__copy(head), .version = version};
         tk__images list;
         code = tk__images_labelled(&list, rest.items[0], &csv) ? ask_all(&e, &list, batch)
                                                                : tk__fail("%s", list.why);

@@ -1,4 +1,5 @@
-/* versions, rollback, version export, trunk import: the admin's view of what is served. */
+/* versions, version label, rollback, version export, trunk import: the admin's view of what is
+ * served. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,26 @@ static void precisions_cell(tk__table *table, const Trunkd__V1__Version *v)
     tk__table_cell(table, "%s", text);
 }
 
-static void version_row(tk__table *table, const Trunkd__V1__Version *v)
+typedef Trunkd__V1__ListVersionsResponse listing;
+
+/* "canary 5 %, stable": of the version; "(not loaded)" where it cannot answer. */
+static void labels_cell(tk__table *table, const listing *list, uint64_t version)
+{
+    char text[640] = "";
+    size_t at = 0;
+    for (size_t i = 0; i < list->n_labels && at < sizeof(text); i++) {
+        const Trunkd__V1__VersionLabel *l = list->labels[i];
+        if (l->version != version) continue;
+        at += (size_t)snprintf(text + at, sizeof(text) - at, "%s%.40s", at ? ", " : "", l->label);
+        if (l->percent && at < sizeof(text))
+            at += (size_t)snprintf(text + at, sizeof(text) - at, " %u %%", (unsigned)l->percent);
+        if (!l->loaded && at < sizeof(text))
+            at += (size_t)snprintf(text + at, sizeof(text) - at, " (not loaded)");
+    }
+    tk__table_cell(table, "%s", text[0] ? text : "-");
+}
+
+static void version_row(tk__table *table, const listing *list, const Trunkd__V1__Version *v)
 {
     char buf[64], job[32] = "-", heads[512] = "";
     if (v->job) snprintf(job, sizeof(job), "%llu", (unsigned long long)v->job);
@@ -35,6 +55,7 @@ static void version_row(tk__table *table, const Trunkd__V1__Version *v)
         at += (size_t)snprintf(heads + at, sizeof(heads) - at, "%s%.80s %.1f %%", i ? ", " : "",
                                v->heads[i]->head, 100 * v->heads[i]->accuracy);
     tk__table_cell(table, "%llu%s", (unsigned long long)v->number, v->current ? " *" : "");
+    labels_cell(table, list, v->number);
     tk__table_cell(table, "%s", tk__when(v->created_ms, buf, sizeof(buf)));
     tk__table_cell(table, "%s", job);
     tk__table_cell(table, "%s", tk__bytes(v->bytes, buf, sizeof(buf)));
@@ -43,16 +64,16 @@ static void version_row(tk__table *table, const Trunkd__V1__Version *v)
     tk__table_cell(table, "%s", v->reason);
 }
 
-static int print_versions(size_t n, Trunkd__V1__Version *const *versions)
+static int print_versions(const listing *list)
 {
     tk__table table;
-    tk__table_init(&table, "llrrlll");
-    static const char *const titles[] = {"VERSION",    "MADE",  "JOB",   "SIZE",
-                                         "PRECISIONS", "HEADS", "REASON"};
-    for (size_t i = 0; i < 7; i++)
+    tk__table_init(&table, "lllrrlll");
+    static const char *const titles[] = {"VERSION", "LABELS",     "MADE",  "JOB",
+                                         "SIZE",    "PRECISIONS", "HEADS", "REASON"};
+    for (size_t i = 0; i < sizeof(titles) / sizeof(*titles); i++)
         tk__table_cell(&table, "%s", titles[i]);
-    for (size_t i = 0; i < n; i++)
-        version_row(&table, versions[i]);
+    for (size_t i = 0; i < list->n_versions; i++)
+        version_row(&table, list, list->versions[i]);
     tk__table_print(&table, stdout, 0);
     return TK__DONE;
 }
@@ -125,7 +146,7 @@ int tk__cmd_versions(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
     else if (precision)
         print_checks(answer->n_versions, answer->versions);
     else
-        print_versions(answer->n_versions, answer->versions);
+        print_versions(answer);
     tk_client_free_message(&answer->base);
     return TK__DONE;
 }
@@ -139,8 +160,64 @@ static int version_answer(const tk__ctl *ctl, Trunkd__V1__Version *version)
     else if (ctl->quiet)
         printf("%llu\n", (unsigned long long)version->number);
     else
-        print_versions(1, &version);
+        print_versions(&(listing){.n_versions = 1, .versions = &version});
     tk_client_free_message(&version->base);
+    return TK__DONE;
+}
+
+/* -- labels -- */
+
+static int set_label(tk__ctl *ctl, char *label, uint64_t version, uint32_t percent)
+{
+    Trunkd__V1__SetVersionLabelRequest request;
+    trunkd__v1__set_version_label_request__init(&request);
+    request.label = label;
+    request.version = version;
+    request.percent = percent;
+    Trunkd__V1__VersionLabel *answer =
+        tk__call(ctl, "/trunkd.v1.Admin/SetVersionLabel", &request.base,
+                 &trunkd__v1__version_label__descriptor);
+    if (!answer) return TK__FAILED;
+    if (ctl->json)
+        tk__print_json(&answer->base);
+    else if (!ctl->quiet)
+        printf("%s is version %llu, %u %% of the requests that name none\n", answer->label,
+               (unsigned long long)answer->version, (unsigned)answer->percent);
+    tk_client_free_message(&answer->base);
+    return TK__DONE;
+}
+
+int tk__cmd_version_label(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
+{
+    uint64_t version = 0, percent = 0;
+    const tk__opt opts[] = {{"percent", 0, TK__NUMBER, &percent, "N",
+                             "its share of the requests that name no version (default 0)"}};
+    tk__list rest;
+    int code = tk__args_parse(ctl, cmd, opts, 1, argc, argv, &rest, 2, 2);
+    if (code != TK__GO) return code;
+    if (!tk__parse_u64(rest.items[1], &version))
+        code = tk__usage(cmd, "\"%s\" is not a version's number", rest.items[1]);
+    else if (percent > 100)
+        code = tk__usage(cmd, "--percent is 0 to 100");
+    else
+        code = set_label(ctl, rest.items[0], version, (uint32_t)percent);
+    tk__list_free(&rest);
+    return code;
+}
+
+int tk__cmd_version_unlabel(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
+{
+    tk__list rest;
+    const int code = tk__args_parse(ctl, cmd, NULL, 0, argc, argv, &rest, 1, 1);
+    if (code != TK__GO) return code;
+    Trunkd__V1__DeleteVersionLabelRequest request;
+    trunkd__v1__delete_version_label_request__init(&request);
+    request.label = rest.items[0];
+    Trunkd__V1__Empty *answer = tk__call(ctl, "/trunkd.v1.Admin/DeleteVersionLabel", &request.base,
+                                         &trunkd__v1__empty__descriptor);
+    tk__list_free(&rest);
+    if (!answer) return TK__FAILED;
+    tk_client_free_message(&answer->base);
     return TK__DONE;
 }
 

@@ -132,6 +132,8 @@ int tk__cmd_token_issue(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 int tk__cmd_token_revoke(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_versions(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_rollback(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
+int tk__cmd_version_label(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
+int tk__cmd_version_unlabel(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_version_export(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_trunk_import(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);
 int tk__cmd_status(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv);

@@ -159,7 +159,10 @@ static const tk__cmd commands[] = {
      "PRECISIONS are those in which no head loses more than its tolerance against fp32; a star "
      "marks "
      "the one in\n"
-     "which the version is served (trunkd --precision).\n\n"
+     "which the version is served (trunkd --precision). LABELS are names that requests may ask "
+     "for, "
+     "with their\n"
+     "share of the requests that name no version.\n\n"
      "  trunkctl versions\n"
      "  trunkctl versions --precision               the numbers behind it: ALIKE is the share of "
      "the held-out\n"
@@ -168,6 +171,19 @@ static const tk__cmd commands[] = {
     {"rollback", "VERSION", "admin: serve an older version again",
      "Makes a new version that equals the older one; nothing is lost.\n\n  trunkctl rollback 2",
      tk__cmd_rollback},
+    {"version label", "NAME VERSION", "admin: name a version, or give it a share of the requests",
+     "A label stays at its version, whatever becomes current, and its version stays in memory. "
+     "Requests ask for it by\n"
+     "name (classify --model-version NAME). With --percent it answers that share of the requests "
+     "that name no version;\n"
+     "one label at a time may have a share. \"latest\" is always the current version.\n\n"
+     "  trunkctl version label stable 11\n"
+     "  trunkctl version label canary 12 --percent 5\n"
+     "  trunkctl version label canary 12            no share any more",
+     tk__cmd_version_label},
+    {"version unlabel", "NAME", "admin: take a label away",
+     "Requests that ask for it are refused from then on.\n\n  trunkctl version unlabel canary",
+     tk__cmd_version_unlabel},
     {"version export", "[VERSION]", "admin: a version as a safetensors file",
      "Without a number: the current one.\n\n  trunkctl version export 3 --output trunk.safetensors",
      tk__cmd_version_export},

@@ -71,7 +71,8 @@ static int ask_again(stream *s, const tk__batch *batch, unsigned wait_ms, tk__st
     for (;;) {
         pause_ms(wait_ms);
         tk_client_status status = {0};
-        Trunkd__V1__ClassifyResponse *answer = tk__ask(s->ctl, batch, s->heads, s->top, &status);
+        Trunkd__V1__ClassifyResponse *answer =
+            tk__ask(s->ctl, batch, s->heads, "latest", s->top, &status); /* as the stream */
         if (answer) {
             take(ctx, batch, answer->version, answer->images);
             tk_client_free_message(&answer->base);

@@ -7,6 +7,7 @@
 #include "metrics.h"
 #include "rpc/rpc.h"
 #include "serving/batcher.h"
+#include "serving/shelf.h"
 #include "store/store.h"
 
 typedef struct tk_api tk_api;
@@ -23,6 +24,7 @@ typedef struct tk_api_opts {
     tk_jobs *jobs;
     tk_batcher *batcher;
     tk_current *current;
+    tk_shelf *shelf;
     unsigned threads;      /* of inference, for GetStatus */
     const char *precision; /* that was asked for, for GetStatus */
     tk_metrics *metrics;   /* may be NULL */

@@ -152,6 +152,23 @@ static void show_precisions(tk_api *api, tk__region *region, Trunkd__V1__Version
     tk_free(path);
 }
 
+static void show_labels(tk_api *api, tk__region *region, Trunkd__V1__ListVersionsResponse *m)
+{
+    tk_version_labels labels;
+    bool loaded[TK_VERSION_LABELS_MAX];
+    tk_shelf_labels(api->o.shelf, &labels, loaded);
+    m->labels = tk__alloc(region, labels.n, sizeof *m->labels);
+    for (size_t i = 0; m->labels && i < labels.n; i++) {
+        Trunkd__V1__VersionLabel *l = tk__new(region, &trunkd__v1__version_label__descriptor);
+        if (!l) return;
+        l->label = tk__print(region, "%s", labels.items[i].name);
+        l->version = labels.items[i].version;
+        l->percent = labels.items[i].percent;
+        l->loaded = loaded[i];
+        m->labels[m->n_labels++] = l;
+    }
+}
+
 void tk__admin_list_versions(tk_rpc_call *call, const ProtobufCMessage *in)
 {
     (void)in;
@@ -172,6 +189,7 @@ void tk__admin_list_versions(tk_rpc_call *call, const ProtobufCMessage *in)
         show_precisions(tk__api(call), &region, v);
         m->versions[m->n_versions++] = v;
     }
+    if (m) show_labels(tk__api(call), &region, m);
     tk__reply(call, &region, m);
     tk_versions_fini(&list);
 }

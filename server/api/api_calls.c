@@ -48,6 +48,9 @@ void tk__count_infer(tk_rpc_call *call, const tk_infer *infer, tk_err err)
     if (err == TK_BUSY || err == TK_INTERNAL || err == TK_IO)
         atomic_fetch_add_explicit(&api->failures, 1, memory_order_relaxed);
     if (!infer) tk_metrics_classified(api->o.metrics, tenant, "", code, 0);
+    if (infer) tk_infer_tally(infer, err == TK_OK);
+    if (infer && err == TK_OK)
+        tk_metrics_answered(api->o.metrics, tk_snapshot_number(infer->snapshot), infer->n_images);
     for (size_t h = 0; infer && h < infer->n_heads; h++)
         tk_metrics_classified(api->o.metrics, tenant, infer->heads[h]->id + skip, code,
                               infer->n_images);

@@ -1,5 +1,6 @@
-/* trunkd.v1.Classifier. A request is checked here, on the completion-queue thread (memory only),
- * handed to the batcher, and answered from the batcher's executor. The call is held (tk_rpc_ref)
+/* trunkd.v1.Classifier. A request is checked here, on the completion-queue thread (memory only), or
+ * on the shelf's when its version had to be loaded; handed to the batcher, and answered from the
+ * batcher's executor. The call is held (tk_rpc_ref)
  * meanwhile, and with it the request message, whose bytes the batcher reads. */
 #include <inttypes.h>
 #include <string.h>
@@ -32,7 +33,8 @@ static tk_err check_images(const Trunkd__V1__ClassifyRequest *in, tk_diag *diag)
     return TK_OK;
 }
 
-/* The heads asked for, or all of the tenant's: written to heads[MAX_HEADS]. */
+/* The heads asked for, or all of the tenant's: written to heads[MAX_HEADS]. `snapshot` NULL: a
+ * version in which the tenant has none. */
 static tk_err find_heads(const Trunkd__V1__ClassifyRequest *in, const tk_snapshot *snapshot,
                          const char *tenant, const tk_head **heads, size_t *n, tk_diag *diag)
 {
@@ -42,16 +44,20 @@ static tk_err find_heads(const Trunkd__V1__ClassifyRequest *in, const tk_snapsho
     }
     *n = in->n_heads;
     for (size_t i = 0; i < in->n_heads; i++) {
-        heads[i] = tk_snapshot_find(snapshot, tenant, in->heads[i]);
+        heads[i] = snapshot ? tk_snapshot_find(snapshot, tenant, in->heads[i]) : NULL;
         if (!heads[i]) {
             char name[80];
             tk__api_text_copy(name, sizeof name, in->heads[i]);
-            return tk_fail(diag, TK_NOTFOUND, "you have no head \"%s\"", name);
+            return tk_fail(diag, TK_NOTFOUND, "you have no head \"%s\"%s", name,
+                           tk__in_version_of(in->version).text);
         }
     }
     if (in->n_heads > 0) return TK_OK;
-    size_t first;
-    *n = tk_snapshot_of_tenant(snapshot, tenant, &first);
+    size_t first = 0;
+    *n = snapshot ? tk_snapshot_of_tenant(snapshot, tenant, &first) : 0;
+    if (*n == 0 && in->version[0])
+        return tk_fail(diag, TK_NOTFOUND, "you have no head%s",
+                       tk__in_version_of(in->version).text);
     if (*n == 0) {
         return tk_fail(
             diag, TK_PRECONDITION,
@@ -226,15 +232,20 @@ tk_err tk__classify_check(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *
     return find_heads(in, snapshot, tk_rpc_identity(call)->name, heads, &n, diag);
 }
 
-tk_err tk__classify_snapshot(tk_rpc_call *call, tk_snapshot **out, tk_diag *diag)
+static tk_err nothing_learned(tk_diag *diag)
 {
-    *out = tk_current_get(tk__api(call)->o.current);
-    if (*out) return TK_OK;
     return tk_fail(diag, TK_PRECONDITION,
                    "nothing has been learned yet: upload labelled images (DataSets.Upload) and "
                    "submit a job (Jobs.Submit), which trains the trunk and its first head");
 }
 
+tk_err tk__classify_snapshot(tk_rpc_call *call, tk_snapshot **out, tk_diag *diag)
+{
+    *out = tk_current_get(tk__api(call)->o.current);
+    return *out ? TK_OK : nothing_learned(diag);
+}
+
+/* `snapshot` as find_heads() takes it. */
 static tk_err submit(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
                      tk_snapshot *snapshot, tk_diag *diag)
 {
@@ -255,18 +266,49 @@ static tk_err submit(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
     return err;
 }
 
+/* Has `other` the heads that the request would get from `current`, and no more? */
+static bool fits(const tk_rpc_call *call, const ProtobufCMessage *message,
+                 const tk_snapshot *current, const tk_snapshot *other)
+{
+    const Trunkd__V1__ClassifyRequest *in = (const Trunkd__V1__ClassifyRequest *)message;
+    const char *tenant = tk_rpc_identity(call)->name;
+    for (size_t i = 0; i < in->n_heads; i++)
+        if (!tk_snapshot_find(current, tenant, in->heads[i]) ||
+            !tk_snapshot_find(other, tenant, in->heads[i]))
+            return false;
+    if (in->n_heads > 0) return true;
+    size_t a, b;
+    const size_t n = tk_snapshot_of_tenant(current, tenant, &a);
+    bool same = tk_snapshot_of_tenant(other, tenant, &b) == n;
+    for (size_t i = 0; same && i < n; i++)
+        same =
+            strcmp(tk_snapshot_head(current, a + i)->id, tk_snapshot_head(other, b + i)->id) == 0;
+    return same;
+}
+
+static void picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_err err,
+                   tk_snapshot *snapshot, const tk_diag *why)
+{
+    const Trunkd__V1__ClassifyRequest *in = (const Trunkd__V1__ClassifyRequest *)message;
+    tk_diag diag = *why;
+    if (err == TK_PRECONDITION)
+        err = nothing_learned(&diag);
+    else if (err == TK_OK || err == TK_NOTFOUND)
+        err = submit(call, in, snapshot, &diag);
+    if (err == TK_OK) return;
+    tk__count_infer(call, NULL, err);
+    tk__fail(call, err, &diag);
+}
+
 void tk__classify(tk_rpc_call *call, const ProtobufCMessage *message)
 {
     const Trunkd__V1__ClassifyRequest *in = (const Trunkd__V1__ClassifyRequest *)message;
     tk_diag diag = {{0}};
-    tk_snapshot *snapshot;
-    tk_err err = check_images(in, &diag);
-    if (err == TK_OK) err = tk__classify_snapshot(call, &snapshot, &diag);
+    const tk_err err = check_images(in, &diag);
     if (err == TK_OK) {
-        err = submit(call, in, snapshot, &diag);
-        tk_snapshot_unref(snapshot);
+        tk__pick_version(call, message, in->version, fits, picked);
+        return;
     }
-    if (err == TK_OK) return;
     tk__count_infer(call, NULL, err);
     tk__fail(call, err, &diag);
 }

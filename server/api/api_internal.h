@@ -76,6 +76,28 @@ void tk__count_infer(tk_rpc_call *call, const tk_infer *infer, tk_err err);
 /* The call's trace id as a field of a log line; the end of the fields when it has none. */
 tk_log_field tk__log_trace(const tk_rpc_call *call);
 
+/* -- the version that answers (api_versions.c) -- */
+
+/* Goes on with a call whose version was found; or was not: then `snapshot` is NULL and *diag has
+ * the sentence, but for TK_PRECONDITION (there is no version yet) and TK_NOTFOUND. The snapshot is
+ * borrowed. May run on another thread than the call's, with the call held. */
+typedef void tk__picked_fn(tk_rpc_call *call, const ProtobufCMessage *in, tk_err err,
+                           tk_snapshot *snapshot, const tk_diag *diag);
+/* Would `other` answer the request as `current` does? */
+typedef bool tk__fits_fn(const tk_rpc_call *call, const ProtobufCMessage *in,
+                         const tk_snapshot *current, const tk_snapshot *other);
+
+/* Finds the version that the request `in` names: "", "latest", a number or a label; "" is the
+ * current one or, where there is `fits`, a label's share. `then` is called once: at once, or when
+ * the version is loaded. `in` must live as long as the call is held and not answered. */
+void tk__pick_version(tk_rpc_call *call, const ProtobufCMessage *in, const char *version,
+                      tk__fits_fn *fits, tk__picked_fn *then);
+/* " in version "7"", or "" where no version was named: for a sentence about what is not there. */
+typedef struct tk__in_version {
+    char text[64];
+} tk__in_version;
+tk__in_version tk__in_version_of(const char *version);
+
 /* -- checks -- */
 
 /* 1..max bytes of UTF-8 without control characters. `what` names the field. */
@@ -182,6 +204,8 @@ void tk__admin_issue_token(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_revoke_token(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_set_limits(tk_rpc_call *call, const ProtobufCMessage *message);
 void tk__admin_list_versions(tk_rpc_call *call, const ProtobufCMessage *in);
+void tk__admin_set_label(tk_rpc_call *call, const ProtobufCMessage *message);
+void tk__admin_delete_label(tk_rpc_call *call, const ProtobufCMessage *message);
 void tk__admin_rollback(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__admin_status(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__import_message(tk_rpc_call *call, const ProtobufCMessage *in);
@@ -195,6 +219,7 @@ void tk__oip_server_metadata(tk_rpc_call *call, const ProtobufCMessage *in);
 void tk__oip_model_ready(tk_rpc_call *call, const ProtobufCMessage *message);
 void tk__oip_model_metadata(tk_rpc_call *call, const ProtobufCMessage *message);
 void tk__oip_model_config(tk_rpc_call *call, const ProtobufCMessage *message);
+void tk__oip_model_statistics(tk_rpc_call *call, const ProtobufCMessage *message);
 void tk__oip_model_infer(tk_rpc_call *call, const ProtobufCMessage *message);
 void tk__oip_model_stream_infer(tk_rpc_call *call, const ProtobufCMessage *message);
 void tk__oip_repository_index(tk_rpc_call *call, const ProtobufCMessage *message);

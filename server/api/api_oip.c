@@ -1,5 +1,5 @@
 /* inference.GRPCInferenceService without inference (api_oip_infer.c): which models there are, what
- * they take and give. All of it comes from the snapshot that is served, in memory. */
+ * they take and give. All of it comes from the snapshot of the version that was asked for. */
 #include "api/api_oip.h"
 
 #include <inttypes.h>
@@ -16,8 +16,7 @@ size_t tk__oip_output_width(const tk_head *head, tk_oip_output output)
 
 /* -- finding -- */
 
-/* The name as the caller knows it. Borrowed from the head. */
-static char *shown(const tk_rpc_call *call, const tk_head *head)
+char *tk__oip_shown(const tk_rpc_call *call, const tk_head *head)
 {
     const tk_identity *who = tk_rpc_identity(call);
     return who->admin ? head->id : head->id + strlen(who->name) + 1;
@@ -35,50 +34,24 @@ static const tk_head *find_head(const tk_rpc_call *call, const tk_snapshot *snap
     return tk_snapshot_find(snapshot, tenant, name + len + 1);
 }
 
-/* *number is 0 for "", the served one. */
-static tk_err parse_version(const char *text, uint64_t *number, tk_diag *diag)
+tk_err tk__oip_find(const tk_rpc_call *call, tk_err picked, const tk_snapshot *snapshot,
+                    const char *name, const char *version, const tk_head **head, tk_diag *diag)
 {
-    *number = 0;
-    const size_t len = strlen(text), digits = strspn(text, "0123456789");
-    if (len == 0) return TK_OK;
-    if (digits == len && len <= 18) *number = strtoull(text, NULL, 10);
-    if (*number > 0) return TK_OK;
-    char copy[40];
-    tk__api_text_copy(copy, sizeof copy, text);
-    return tk_fail(diag, TK_BADARG,
-                   "the version is \"%s\": it is a number from 1, or empty for the current one",
-                   copy);
-}
-
-static tk_err find_in(const tk_rpc_call *call, const tk_snapshot *snapshot, const char *name,
-                      uint64_t number, const tk_head **head, tk_diag *diag)
-{
+    *head = NULL;
+    if (picked != TK_OK && picked != TK_NOTFOUND && picked != TK_PRECONDITION) return picked;
+    if (picked == TK_OK) *head = find_head(call, snapshot, name);
+    if (*head) return TK_OK;
     char copy[2 * TK_NAME_SIZE];
     tk__api_text_copy(copy, sizeof copy, name);
-    *head = snapshot ? find_head(call, snapshot, name) : NULL;
-    if (!*head) return tk_fail(diag, TK_NOTFOUND, "you have no model \"%s\"", copy);
-    const uint64_t served = tk_snapshot_number(snapshot);
-    if (number == 0 || number == served) return TK_OK;
-    return tk_fail(diag, TK_NOTFOUND,
-                   "version %" PRIu64 " of model \"%s\" is %s: version %" PRIu64 " is served",
-                   number, copy, number < served ? "not served any more" : "not there yet", served);
+    return tk_fail(diag, TK_NOTFOUND, "you have no model \"%s\"%s", copy,
+                   tk__in_version_of(version).text);
 }
 
-tk_err tk__oip_find(tk_rpc_call *call, const char *name, const char *version,
-                    tk_snapshot **snapshot, const tk_head **head, tk_diag *diag)
+/* Nobody's share is spent on a description. */
+static void pick(tk_rpc_call *call, const ProtobufCMessage *in, const char *version,
+                 tk__picked_fn *then)
 {
-    uint64_t number;
-    *snapshot = NULL;
-    *head = NULL;
-    tk_err err = parse_version(version, &number, diag);
-    if (err != TK_OK) return err;
-    *snapshot = tk_current_get(tk__api(call)->o.current);
-    err = find_in(call, *snapshot, name, number, head, diag);
-    if (err != TK_OK) {
-        tk_snapshot_unref(*snapshot);
-        *snapshot = NULL;
-    }
-    return err;
+    tk__pick_version(call, in, version[0] ? version : TK_VERSION_LATEST, NULL, then);
 }
 
 /* -- the server -- */
@@ -103,8 +76,9 @@ void tk__oip_server_metadata(tk_rpc_call *call, const ProtobufCMessage *in)
 {
     (void)in;
     char name[] = "trunkd", version[] = TRUNKD_VERSION;
-    char classification[] = "classification", configuration[] = "model_configuration";
-    char *extensions[] = {classification, configuration};
+    char classification[] = "classification", configuration[] = "model_configuration",
+         statistics[] = "statistics";
+    char *extensions[] = {classification, configuration, statistics};
     Inference__ServerMetadataResponse out = INFERENCE__SERVER_METADATA_RESPONSE__INIT;
     out.name = name;
     out.version = version;
@@ -115,21 +89,27 @@ void tk__oip_server_metadata(tk_rpc_call *call, const ProtobufCMessage *in)
 
 /* -- models -- */
 
-void tk__oip_model_ready(tk_rpc_call *call, const ProtobufCMessage *message)
+/* A version that cannot be loaded is not ready, either. */
+static void ready_picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_err err,
+                         tk_snapshot *snapshot, const tk_diag *why)
 {
     const Inference__ModelReadyRequest *in = (const Inference__ModelReadyRequest *)message;
-    tk_diag diag = {{0}};
-    tk_snapshot *snapshot;
+    tk_diag diag = *why;
     const tk_head *head;
-    const tk_err err = tk__oip_find(call, in->name, in->version, &snapshot, &head, &diag);
-    if (err != TK_OK && err != TK_NOTFOUND) {
+    err = tk__oip_find(call, err, snapshot, in->name, in->version, &head, &diag);
+    if (err != TK_OK && err != TK_NOTFOUND && err != TK_INTERNAL) {
         tk__fail(call, err, &diag);
         return;
     }
     Inference__ModelReadyResponse out = INFERENCE__MODEL_READY_RESPONSE__INIT;
     out.ready = err == TK_OK;
     tk_rpc_reply(call, &out.base);
-    tk_snapshot_unref(snapshot);
+}
+
+void tk__oip_model_ready(tk_rpc_call *call, const ProtobufCMessage *message)
+{
+    const Inference__ModelReadyRequest *in = (const Inference__ModelReadyRequest *)message;
+    pick(call, message, in->version, ready_picked);
 }
 
 static int64_t *put_shape(tk__region *region, int64_t a, int64_t b)
@@ -172,7 +152,7 @@ static void *put_metadata(tk__region *region, const tk_rpc_call *call, const tk_
     m->inputs = tk__alloc(region, 1, sizeof(tensor_metadata *));
     m->outputs = tk__alloc(region, TK_OIP_OUTPUTS, sizeof(tensor_metadata *));
     if (!m->versions || !m->inputs || !m->outputs) return NULL;
-    m->name = shown(call, head);
+    m->name = tk__oip_shown(call, head);
     m->platform = put_platform(region, snapshot);
     m->versions[m->n_versions++] = tk__print(region, "%" PRIu64, tk_snapshot_number(snapshot));
     m->inputs[m->n_inputs++] = put_tensor(region, "image", "BYTES", 1, 0);
@@ -186,25 +166,31 @@ static void *put_metadata(tk__region *region, const tk_rpc_call *call, const tk_
 typedef void *put_model(tk__region *region, const tk_rpc_call *call, const tk_snapshot *snapshot,
                         const tk_head *head);
 
-static void describe(tk_rpc_call *call, const char *name, const char *version, put_model *put)
+static void describe(tk_rpc_call *call, const char *name, const char *version, tk_err err,
+                     const tk_snapshot *snapshot, const tk_diag *why, put_model *put)
 {
-    tk_diag diag = {{0}};
-    tk_snapshot *snapshot;
+    tk_diag diag = *why;
     const tk_head *head;
-    const tk_err err = tk__oip_find(call, name, version, &snapshot, &head, &diag);
+    err = tk__oip_find(call, err, snapshot, name, version, &head, &diag);
     if (err != TK_OK) {
         tk__fail(call, err, &diag);
         return;
     }
     tk__region region = {NULL, false};
     tk__reply(call, &region, put(&region, call, snapshot, head));
-    tk_snapshot_unref(snapshot);
+}
+
+static void metadata_picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_err err,
+                            tk_snapshot *snapshot, const tk_diag *diag)
+{
+    const Inference__ModelMetadataRequest *in = (const Inference__ModelMetadataRequest *)message;
+    describe(call, in->name, in->version, err, snapshot, diag, put_metadata);
 }
 
 void tk__oip_model_metadata(tk_rpc_call *call, const ProtobufCMessage *message)
 {
     const Inference__ModelMetadataRequest *in = (const Inference__ModelMetadataRequest *)message;
-    describe(call, in->name, in->version, put_metadata);
+    pick(call, message, in->version, metadata_picked);
 }
 
 /* -- configuration -- */
@@ -279,7 +265,7 @@ static void *put_config(tk__region *region, const tk_rpc_call *call, const tk_sn
     m->input = tk__alloc(region, 1, sizeof(Inference__ModelInput *));
     m->output = tk__alloc(region, TK_OIP_OUTPUTS, sizeof(Inference__ModelOutput *));
     if (!m->input || !m->output) return NULL;
-    m->name = shown(call, head);
+    m->name = tk__oip_shown(call, head);
     m->platform = put_platform(region, snapshot);
     m->backend = tk__print(region, "trunkd");
     m->input[m->n_input++] = put_input(region);
@@ -289,10 +275,17 @@ static void *put_config(tk__region *region, const tk_rpc_call *call, const tk_sn
     return out;
 }
 
+static void config_picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_err err,
+                          tk_snapshot *snapshot, const tk_diag *diag)
+{
+    const Inference__ModelConfigRequest *in = (const Inference__ModelConfigRequest *)message;
+    describe(call, in->name, in->version, err, snapshot, diag, put_config);
+}
+
 void tk__oip_model_config(tk_rpc_call *call, const ProtobufCMessage *message)
 {
     const Inference__ModelConfigRequest *in = (const Inference__ModelConfigRequest *)message;
-    describe(call, in->name, in->version, put_config);
+    pick(call, message, in->version, config_picked);
 }
 
 /* -- the index -- */
@@ -314,7 +307,7 @@ static Inference__RepositoryIndexResponse *put_index(tk__region *region, const t
         model_index *one =
             tk__new(region, &inference__repository_index_response__model_index__descriptor);
         if (!one) return NULL;
-        one->name = shown(call, tk_snapshot_head(snapshot, i));
+        one->name = tk__oip_shown(call, tk_snapshot_head(snapshot, i));
         one->version = tk__print(region, "%" PRIu64, tk_snapshot_number(snapshot));
         one->state = tk__print(region, "READY");
         m->models[m->n_models++] = one;

@@ -20,11 +20,13 @@ extern const char *const tk__oip_output_names[TK_OIP_OUTPUTS];
 /* Values per image. */
 size_t tk__oip_output_width(const tk_head *head, tk_oip_output output);
 
-/* The snapshot (a reference) and in it the head that the caller calls `name`, at `version`: empty,
- * or the number that is served. TK_NOTFOUND alike for what is not there and for what is another's.
- */
-TK_MUST tk_err tk__oip_find(tk_rpc_call *call, const char *name, const char *version,
-                            tk_snapshot **snapshot, const tk_head **head, tk_diag *diag);
+/* The head's name as the caller knows it. Borrowed from the head. */
+char *tk__oip_shown(const tk_rpc_call *call, const tk_head *head);
+/* The head that the caller calls `name` in the snapshot that was picked (tk__picked_fn) for
+ * `version`. TK_NOTFOUND alike for what is not there and for what is another's. */
+TK_MUST tk_err tk__oip_find(const tk_rpc_call *call, tk_err picked, const tk_snapshot *snapshot,
+                            const char *name, const char *version, const tk_head **head,
+                            tk_diag *diag);
 
 /* One request under way. */
 typedef struct tk__oip_query {

@@ -1,8 +1,8 @@
 /* ModelInfer and ModelStreamInfer. A request is checked here, on the completion-queue thread
- * (memory only), handed to the batcher, and answered from the batcher's executor. The call is held
- * meanwhile, and with it the request, whose bytes the batcher reads: pixels and files lie where
- * protobuf-c put them, but for UINT8 in typed contents, whose elements are numbers of four bytes
- * there.
+ * (memory only) or on the shelf's when its version had to be loaded; handed to the batcher, and
+ * answered from the batcher's executor. The call is held meanwhile, and with it the request, whose
+ * bytes the batcher reads: pixels and files lie where protobuf-c put them, but for UINT8 in typed
+ * contents, whose elements are numbers of four bytes there.
  *
  * Of a stream one request at a time is under way (tk_rpc_next); its errors are answers, too. */
 #include <inttypes.h>
@@ -361,12 +361,13 @@ static tk_err submit(query *q, tk_snapshot *snapshot, tk_diag *diag)
     return err;
 }
 
-static void infer_request(tk_rpc_call *call, const request *in, bool stream)
+static void infer_picked(tk_rpc_call *call, const ProtobufCMessage *message, bool stream,
+                         tk_err err, tk_snapshot *snapshot, const tk_diag *why)
 {
-    tk_diag diag = {{0}};
-    tk_snapshot *snapshot;
+    const request *in = (const request *)message;
+    tk_diag diag = *why;
     const tk_head *head;
-    tk_err err = tk__oip_find(call, in->model_name, in->model_version, &snapshot, &head, &diag);
+    err = tk__oip_find(call, err, snapshot, in->model_name, in->model_version, &head, &diag);
     query *q = NULL;
     if (err == TK_OK) {
         q = tk_calloc(1, sizeof *q);
@@ -380,19 +381,41 @@ static void infer_request(tk_rpc_call *call, const request *in, bool stream)
         q->version = tk_snapshot_number(snapshot);
         err = submit(q, snapshot, &diag);
     }
-    tk_snapshot_unref(snapshot);
     if (err == TK_OK) return;
     destroy(q);
     tk__count_infer(call, NULL, err);
     refuse(call, stream, in, err, &diag);
 }
 
+static void picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_err err,
+                   tk_snapshot *snapshot, const tk_diag *diag)
+{
+    infer_picked(call, message, false, err, snapshot, diag);
+}
+
+static void stream_picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_err err,
+                          tk_snapshot *snapshot, const tk_diag *diag)
+{
+    infer_picked(call, message, true, err, snapshot, diag);
+}
+
+/* Has `other` the model, too? */
+static bool fits(const tk_rpc_call *call, const ProtobufCMessage *message,
+                 const tk_snapshot *current, const tk_snapshot *other)
+{
+    const char *name = ((const request *)message)->model_name;
+    const char *tenant = tk_rpc_identity(call)->name;
+    return tk_snapshot_find(current, tenant, name) && tk_snapshot_find(other, tenant, name);
+}
+
 void tk__oip_model_infer(tk_rpc_call *call, const ProtobufCMessage *message)
 {
-    infer_request(call, (const request *)message, false);
+    const request *in = (const request *)message;
+    tk__pick_version(call, message, in->model_version, fits, picked);
 }
 
 void tk__oip_model_stream_infer(tk_rpc_call *call, const ProtobufCMessage *message)
 {
-    infer_request(call, (const request *)message, true);
+    const request *in = (const request *)message;
+    tk__pick_version(call, message, in->model_version, fits, stream_picked);
 }

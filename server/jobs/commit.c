@@ -23,6 +23,12 @@ tk_err tk__version_current(tk_jobs *jobs, unsigned with, tk_version *out, tk_dia
     return err == TK_PRECONDITION ? TK_OK : err; /* none yet: number 0 */
 }
 
+void tk__versions_rewritten(const tk_jobs *jobs)
+{
+    const tk_version_hooks *hooks = &jobs->opts.hooks;
+    if (hooks->rewritten) hooks->rewritten(hooks->ctx);
+}
+
 tk_err tk__version_publish(tk_jobs *jobs, const tk_commit *commit, tk_write_fn *write, void *ctx,
                            tk_diag *diag)
 {

@@ -37,6 +37,9 @@ typedef struct tk_version_hooks {
     void (*publish)(void *ctx, uint64_t number, void *snapshot);
     /* The commit failed: free it. */
     void (*discard)(void *ctx, void *snapshot);
+    /* A head or a tenant is gone, and with it the files of older versions that held it: nothing
+     * that was loaded from those may be used any more. After publish, if there was any. */
+    void (*rewritten)(void *ctx);
 } tk_version_hooks;
 
 typedef enum tk_job_log { TK_JOB_INFO, TK_JOB_WARN } tk_job_log;

@@ -138,6 +138,8 @@ TK_MUST tk_err tk__job_commit(tk_jobs *jobs, const tk_job *job, const char *dir,
 typedef tk_err tk_write_fn(void *ctx, tk_store *store, const tk_commit *commit, tk_diag *diag);
 TK_MUST tk_err tk__version_publish(tk_jobs *jobs, const tk_commit *commit, tk_write_fn *write,
                                    void *ctx, tk_diag *diag);
+/* Tells that files of older versions are others now. Under the version lock. */
+void tk__versions_rewritten(const tk_jobs *jobs);
 /* Number of the current version, 0: none. */
 TK_MUST tk_err tk__version_current(tk_jobs *jobs, unsigned with, tk_version *out, tk_diag *diag);
 

@@ -120,6 +120,7 @@ static tk_err leave(tk_jobs *jobs, int64_t tenant, tk_diag *diag)
     (void)pthread_mutex_lock(&jobs->version_lock);
     if (err == TK_OK) err = scrub_all(jobs, &l, diag);
     if (err == TK_OK) err = commit_without(jobs, &l, diag);
+    if (err == TK_OK) tk__versions_rewritten(jobs);
     (void)pthread_mutex_unlock(&jobs->version_lock);
     leaving_fini(&l, jobs->store);
     /* Only now are the old files without a name and without a pin. */

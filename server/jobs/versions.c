@@ -176,6 +176,7 @@ static tk_err delete_head(tk_jobs *jobs, int64_t tenant, const char *head, tk_di
         d.scrubbed = scrubbed;
         err = commit_without(jobs, at.items[0].head.id, &d, diag);
     }
+    if (err == TK_OK) tk__versions_rewritten(jobs);
     for (size_t i = 0; i < d.n; i++)
         tk_store_unstage(jobs->store, &scrubbed[i].model);
     tk_free(scrubbed);

@@ -68,6 +68,22 @@ void tk_infer_destroy(tk_infer *r)
     tk_free(r);
 }
 
+void tk_infer_tally(const tk_infer *r, bool ok)
+{
+    tk_request_times t = {.total_ns = tk_now_ns() - r->submitted_ns};
+    for (size_t i = 0; i < r->n_images; i++) {
+        t.queue_ns += r->images[i].queue_ns;
+        t.decode_ns += r->images[i].decode_ns;
+        t.trunk_ns += r->images[i].trunk_ns;
+        t.heads_ns += r->images[i].heads_ns;
+    }
+    const int64_t n = (int64_t)r->n_images;
+    t = (tk_request_times){t.total_ns, t.queue_ns / n, t.decode_ns / n, t.trunk_ns / n,
+                           t.heads_ns / n};
+    for (size_t h = 0; h < r->n_heads; h++)
+        tk_snapshot_tally(r->snapshot, r->heads[h], ok, r->n_images, &t);
+}
+
 /* -- under the lock -- */
 
 /* Counts `n` images as done with; true when they were the request's last: the caller must then call
@@ -283,7 +299,8 @@ static void decode_step_locked(tk_batcher *b, tk__tenant *t)
         const int64_t begun = tk_now_ns();
         image->waited_ns = begun - image->infer->submitted_ns;
         const tk_err err = decode(b, image);
-        tk_metrics_observe(b->opts.metrics, TK_STAGE_DECODE, tk_now_ns() - begun);
+        image->decode_ns = tk_now_ns() - begun;
+        tk_metrics_observe(b->opts.metrics, TK_STAGE_DECODE, image->decode_ns);
         pthread_mutex_lock(&b->lock);
         b->decoding--;
         tk_infer *r = image->infer;
@@ -416,9 +433,9 @@ static void run_batch(tk_batcher *b, size_t n)
 {
     const int64_t begun = tk_now_ns();
     for (size_t i = 0; i < n; i++) {
-        const tk_infer_image *image = b->batch[i];
-        tk_metrics_observe(b->opts.metrics, TK_STAGE_QUEUE,
-                           image->waited_ns + begun - image->ready_ns);
+        tk_infer_image *image = b->batch[i];
+        image->queue_ns = image->waited_ns + begun - image->ready_ns;
+        tk_metrics_observe(b->opts.metrics, TK_STAGE_QUEUE, image->queue_ns);
         const tk_infer *r = image->infer;
         const size_t index = (size_t)(image - r->images);
         size_t per_image = 0;
@@ -441,6 +458,8 @@ static void run_batch(tk_batcher *b, size_t n)
     tk_metrics_pass(b->opts.metrics, n, tk_snapshot_trunk_ns(snapshot),
                     tk_snapshot_heads_ns(snapshot));
     for (size_t i = 0; i < n; i++) {
+        b->batch[i]->trunk_ns = tk_snapshot_trunk_ns(snapshot);
+        b->batch[i]->heads_ns = tk_snapshot_heads_ns(snapshot);
         tk_free(b->batch[i]->canvas);
         b->batch[i]->canvas = NULL;
     }

@@ -73,9 +73,10 @@ typedef struct tk_infer_image {
     /* the batcher's: */
     tk_infer *infer;
     uint8_t *canvas;
-    int64_t ready_ns, waited_ns;          /* waited_ns: from submit to its decoding */
-    struct tk_infer_image *next;          /* of its tenant's that are ready */
-    struct tk_infer_image *newer, *older; /* of all that are ready */
+    int64_t ready_ns, waited_ns;                     /* waited_ns: from submit to its decoding */
+    int64_t decode_ns, queue_ns, trunk_ns, heads_ns; /* queue_ns: all its waiting */
+    struct tk_infer_image *next;                     /* of its tenant's that are ready */
+    struct tk_infer_image *newer, *older;            /* of all that are ready */
 } tk_infer_image;
 
 /* One request: images and the heads they all go through. Made by the caller, lent to the batcher by
@@ -116,6 +117,8 @@ struct tk_infer {
 TK_MUST tk_err tk_infer_create(tk_infer **out, tk_snapshot *snapshot, size_t n_images,
                                size_t n_heads, const tk_head *const *heads, size_t top_k);
 void tk_infer_destroy(tk_infer *infer); /* NULL is fine */
+/* Counts the request with each head it was for (tk_snapshot_tally), from inside `done`. */
+void tk_infer_tally(const tk_infer *infer, bool ok);
 
 TK_MUST tk_err tk_batcher_create(tk_batcher **out, const tk_batcher_opts *opts, tk_diag *diag);
 /* Requests not yet answered end with TK_CANCELLED. No submit may follow or run meanwhile. Joins. */

@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "clock.h"
 #include "engine/linear.h"
@@ -17,6 +18,8 @@
 
 struct tk_snapshot {
     atomic_size_t refs;
+    void (*on_end)(void *ctx); /* NULL: nobody asks */
+    void *on_end_ctx;
     uint64_t number;
     tk_arch arch;
     tk_preproc preproc;
@@ -26,8 +29,14 @@ struct tk_snapshot {
     size_t n_heads;
     tk_head **heads; /* sorted by id */
     tk_stack stack;  /* of their adapters, in that order */
+    size_t max_batch;
+    pthread_mutex_t tally_lock; /* a leaf */
+    bool lock_made;
+    tk_head_tallies *tallies; /* tally_lock; [n_heads] */
+    tk_pass_tally *passes;    /* tally_lock; [n_heads][max_batch] */
     /* executor thread: */
-    size_t max_batch, features, max_classes;
+    size_t *in_pass; /* [n_heads], images of the pass */
+    size_t features, max_classes;
     float *input;    /* [max_batch][crop][crop][3] */
     float *vectors;  /* [max_batch][features] */
     float *z;        /* [max_batch][stack's width] */
@@ -54,7 +63,14 @@ static void destroy(tk_snapshot *s)
     tk_free(s->inputs);
     tk_free(s->logits);
     tk_free(s->ranking);
+    tk_free(s->in_pass);
+    tk_free(s->tallies);
+    tk_free(s->passes);
+    if (s->lock_made) pthread_mutex_destroy(&s->tally_lock);
+    void (*on_end)(void *ctx) = s->on_end;
+    void *ctx = s->on_end_ctx;
     tk_free(s);
+    if (on_end) on_end(ctx);
 }
 
 static int by_id(const void *a, const void *b)
@@ -81,6 +97,15 @@ static tk_err make_buffers(tk_snapshot *s)
     return s->input && s->vectors && s->z && s->rows && s->inputs && s->logits && s->ranking
                ? TK_OK
                : TK_NOMEM;
+}
+
+static tk_err make_tallies(tk_snapshot *s)
+{
+    s->in_pass = tk_calloc(s->n_heads + 1, sizeof *s->in_pass);
+    s->tallies = tk_calloc(s->n_heads + 1, sizeof *s->tallies);
+    s->passes = tk_calloc(s->n_heads * s->max_batch + 1, sizeof *s->passes);
+    s->lock_made = pthread_mutex_init(&s->tally_lock, NULL) == 0;
+    return s->in_pass && s->tallies && s->passes && s->lock_made ? TK_OK : TK_NOMEM;
 }
 
 static tk_err no_memory(const tk_snapshot *s, tk_diag *diag)
@@ -118,7 +143,7 @@ static tk_err build(tk_snapshot *s, tk_model *model, unsigned threads, unsigned 
     if (s->n_heads > 1) qsort(s->heads, s->n_heads, sizeof *s->heads, by_id);
     err = stack_adapters(s, diag);
     if (err != TK_OK) return err;
-    return make_buffers(s) == TK_OK ? TK_OK : no_memory(s, diag);
+    return make_buffers(s) == TK_OK && make_tallies(s) == TK_OK ? TK_OK : no_memory(s, diag);
 }
 
 tk_err tk_snapshot_create(tk_snapshot **out, tk_model *model, uint64_t number, size_t max_batch,
@@ -159,6 +184,12 @@ void tk_snapshot_unref(tk_snapshot *s)
     if (s && atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) == 1) destroy(s);
 }
 
+void tk_snapshot_on_end(tk_snapshot *s, void (*fn)(void *ctx), void *ctx)
+{
+    s->on_end = fn;
+    s->on_end_ctx = ctx;
+}
+
 uint64_t tk_snapshot_number(const tk_snapshot *s)
 {
     return s->number;
@@ -179,14 +210,17 @@ const tk_precision_choice *tk_snapshot_choice(const tk_snapshot *s)
     return &s->choice;
 }
 
+size_t tk_snapshot_head_bytes(const tk_snapshot *s, const tk_head *head)
+{
+    const size_t bytes = head->classes * (head->width + 1) * sizeof(float);
+    return head->rank > 0 ? bytes + tk_side_size(s->arch, head->rank) * sizeof(float) : bytes;
+}
+
 size_t tk_snapshot_bytes(const tk_snapshot *s)
 {
     size_t bytes = tk_plan_bytes(s->plan);
-    for (size_t i = 0; i < s->n_heads; i++) {
-        const tk_head *head = s->heads[i];
-        bytes += head->classes * (head->width + 1) * sizeof(float);
-        if (head->rank > 0) bytes += tk_side_size(s->arch, head->rank) * sizeof(float);
-    }
+    for (size_t i = 0; i < s->n_heads; i++)
+        bytes += tk_snapshot_head_bytes(s, s->heads[i]);
     return bytes;
 }
 
@@ -359,6 +393,25 @@ static bool mark_rows(tk_snapshot *s, size_t n, const tk_pass *passes)
     return any;
 }
 
+static void tally_pass(tk_snapshot *s, size_t n, const tk_pass *passes)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t h = 0; h < passes[i].n_heads; h++)
+            s->in_pass[index_of(s, passes[i].heads[h])]++;
+    pthread_mutex_lock(&s->tally_lock);
+    for (size_t h = 0; h < s->n_heads; h++) {
+        if (s->in_pass[h] == 0) continue;
+        const size_t images = s->in_pass[h] < s->max_batch ? s->in_pass[h] : s->max_batch;
+        tk_pass_tally *of = &s->passes[h * s->max_batch + images - 1];
+        of->count++;
+        of->trunk_ns += s->trunk_ns;
+        of->heads_ns += s->heads_ns;
+        s->tallies[h].passes++;
+        s->in_pass[h] = 0;
+    }
+    pthread_mutex_unlock(&s->tally_lock);
+}
+
 void tk_snapshot_run(tk_snapshot *s, size_t n, const tk_pass *passes)
 {
     run_ctx ctx = {s, passes};
@@ -370,6 +423,7 @@ void tk_snapshot_run(tk_snapshot *s, size_t n, const tk_pass *passes)
     tk_pool_run(s->pool, n, answer_one, &ctx);
     s->trunk_ns = middle - begun;
     s->heads_ns = tk_now_ns() - middle;
+    tally_pass(s, n, passes);
 }
 
 int64_t tk_snapshot_trunk_ns(const tk_snapshot *s)
@@ -380,6 +434,48 @@ int64_t tk_snapshot_trunk_ns(const tk_snapshot *s)
 int64_t tk_snapshot_heads_ns(const tk_snapshot *s)
 {
     return s->heads_ns;
+}
+
+/* -- tallies -- */
+
+static void add(tk_tally *tally, int64_t ns)
+{
+    tally->count++;
+    tally->ns += ns;
+}
+
+void tk_snapshot_tally(tk_snapshot *s, const tk_head *head, bool ok, size_t images,
+                       const tk_request_times *times)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    tk_head_tallies *t = &s->tallies[index_of(s, head)];
+    pthread_mutex_lock(&s->tally_lock);
+    t->last_ms = (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    add(ok ? &t->success : &t->fail, times->total_ns);
+    if (ok) {
+        t->images += images;
+        add(&t->queue, times->queue_ns);
+        add(&t->decode, times->decode_ns);
+        add(&t->trunk, times->trunk_ns);
+        add(&t->heads, times->heads_ns);
+    }
+    pthread_mutex_unlock(&s->tally_lock);
+}
+
+void tk_snapshot_read_tallies(tk_snapshot *s, const tk_head *head, tk_head_tallies *out,
+                              tk_pass_tally *passes)
+{
+    const size_t h = index_of(s, head);
+    pthread_mutex_lock(&s->tally_lock);
+    *out = s->tallies[h];
+    memcpy(passes, s->passes + h * s->max_batch, s->max_batch * sizeof *passes);
+    pthread_mutex_unlock(&s->tally_lock);
+}
+
+size_t tk_snapshot_max_batch(const tk_snapshot *s)
+{
+    return s->max_batch;
 }
 
 struct tk_current {

@@ -1,6 +1,6 @@
 /* A version in memory: the trunk's inference plan, every head, the preprocessing. Immutable once
- * made and counted by reference: a request holds the version that answers it, a commit only
- * replaces the pointer to the current one (tk_current). */
+ * made (but for tallies of its use) and counted by reference: a request holds the version that
+ * answers it, a commit only replaces the pointer to the current one (tk_current). */
 #ifndef SERVER_SERVING_SNAPSHOT_H
 #define SERVER_SERVING_SNAPSHOT_H
 
@@ -27,11 +27,16 @@ TK_MUST tk_err tk_snapshot_create_as(tk_snapshot **out, tk_model *model, uint64_
 tk_snapshot *tk_snapshot_ref(tk_snapshot *snapshot); /* returns its argument; any thread */
 void tk_snapshot_unref(tk_snapshot *snapshot);       /* NULL is fine; any thread */
 
+/* Has `fn` called by whoever lets go of the last reference, when all of its memory is free again.
+ * Before other threads know the snapshot. */
+void tk_snapshot_on_end(tk_snapshot *snapshot, void (*fn)(void *ctx), void *ctx);
+
 uint64_t tk_snapshot_number(const tk_snapshot *snapshot);
 tk_arch tk_snapshot_arch(const tk_snapshot *snapshot);
 const tk_preproc *tk_snapshot_preproc(const tk_snapshot *snapshot);
 const tk_precision_choice *tk_snapshot_choice(const tk_snapshot *snapshot);
 size_t tk_snapshot_bytes(const tk_snapshot *snapshot); /* of the plan and the heads */
+size_t tk_snapshot_head_bytes(const tk_snapshot *snapshot, const tk_head *head);
 
 /* Heads lie sorted by id, "tenant/name", so that those of one tenant are neighbours. Borrowed. */
 size_t tk_snapshot_heads(const tk_snapshot *snapshot);
@@ -66,6 +71,38 @@ void tk_snapshot_run(tk_snapshot *snapshot, size_t n, const tk_pass *passes);
 /* How long the last run took, up to the features and from there on. The same thread. */
 int64_t tk_snapshot_trunk_ns(const tk_snapshot *snapshot);
 int64_t tk_snapshot_heads_ns(const tk_snapshot *snapshot);
+
+/* -- tallies of each head since the version was loaded; any thread -- */
+
+typedef struct tk_tally {
+    uint64_t count;
+    int64_t ns; /* all together */
+} tk_tally;
+
+/* Times of one request; of its images the mean. */
+typedef struct tk_request_times {
+    int64_t total_ns, queue_ns, decode_ns, trunk_ns, heads_ns;
+} tk_request_times;
+
+/* Passes with so many images of the head; the times are the whole pass's. */
+typedef struct tk_pass_tally {
+    uint64_t count;
+    int64_t trunk_ns, heads_ns;
+} tk_pass_tally;
+
+typedef struct tk_head_tallies {
+    int64_t last_ms; /* when the last request ended, since 1970; 0: none yet */
+    uint64_t images, passes;
+    tk_tally success, fail, queue, decode, trunk, heads; /* by request */
+} tk_head_tallies;
+
+/* A request that the head answered, or not. tk_snapshot_run() counts passes by itself. */
+void tk_snapshot_tally(tk_snapshot *snapshot, const tk_head *head, bool ok, size_t images,
+                       const tk_request_times *times);
+/* passes[i] is of i + 1 images, in tk_snapshot_max_batch() entries. */
+void tk_snapshot_read_tallies(tk_snapshot *snapshot, const tk_head *head, tk_head_tallies *out,
+                              tk_pass_tally *passes);
+size_t tk_snapshot_max_batch(const tk_snapshot *snapshot);
 
 /* The version that new requests get. */
 typedef struct tk_current tk_current;

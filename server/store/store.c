@@ -90,12 +90,20 @@ static const char schema_2[] =
     "PRAGMA user_version = 2;";
 
 static const char schema_3[] =
+    /* percent: of the requests that name no version; the index lets one label have any */
+    "CREATE TABLE labels(name TEXT PRIMARY KEY, version INTEGER NOT NULL REFERENCES "
+    "versions(number),"
+    " percent INTEGER NOT NULL CHECK(percent BETWEEN 0 AND 100)) WITHOUT ROWID;"
+    "CREATE UNIQUE INDEX labels_share ON labels(percent > 0) WHERE percent > 0;"
+    "PRAGMA user_version = 3;";
+
+static const char schema_4[] =
     /* 0: what everybody has */
     "CREATE TABLE tenant_limits(tenant INTEGER PRIMARY KEY REFERENCES tenants(id),"
     " weight REAL NOT NULL, rate REAL NOT NULL, images INTEGER NOT NULL, bytes INTEGER NOT NULL);"
-    "PRAGMA user_version = 3;";
+    "PRAGMA user_version = 4;";
 
-static const char *const schemas[] = {schema_1, schema_2, schema_3};
+static const char *const schemas[] = {schema_1, schema_2, schema_3, schema_4};
 enum { SCHEMA = sizeof schemas / sizeof *schemas };
 
 tk_err tk__decisions_guard_locked(tk_store *store, bool on, tk_diag *diag)

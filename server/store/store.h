@@ -271,6 +271,11 @@ TK_MUST tk_err tk_store_version_list(tk_store *store, int64_t tenant, unsigned w
 void tk_version_fini(tk_version *version);
 void tk_versions_fini(tk_versions *list);
 
+/* The file of version `number`, not staged: it may be unlinked when a head of it is deleted.
+ * TK_NOTFOUND alike when there is no such version and when `tenant` has no head in it. */
+TK_MUST tk_err tk_store_version_file(tk_store *store, int64_t tenant, uint64_t number,
+                                     tk_object *out, tk_diag *diag);
+
 /* One head at the current version, or at every version that has it (oldest first) with `history`.
  * `head` is a name of the tenant's, "tenant/name" for TK_ALL. TK_NOTFOUND when the current version
  * has no such head. */
@@ -329,6 +334,32 @@ typedef struct tk_scrub {
 TK_MUST tk_err tk_store_head_delete(tk_store *store, int64_t tenant, const char *head,
                                     const tk_commit *commit, const tk_scrub *scrubbed,
                                     size_t n_scrubbed, tk_diag *diag);
+
+/* -- labels of versions -- */
+
+#define TK_VERSION_LATEST "latest" /* not to be set: the current version */
+enum { TK_VERSION_LABEL_MAX = 32, TK_VERSION_LABEL_SIZE = 33, TK_VERSION_LABELS_MAX = 8 };
+
+/* A name for a version; it stays where it was set, whatever becomes current. */
+typedef struct tk_version_label {
+    char name[TK_VERSION_LABEL_SIZE]; /* [a-z][a-z0-9-]{0,31} */
+    uint64_t version;
+    unsigned percent; /* of the requests that name no version; above 0 for one label at most */
+} tk_version_label;
+
+typedef struct tk_version_labels {
+    size_t n;
+    tk_version_label items[TK_VERSION_LABELS_MAX]; /* by name */
+} tk_version_labels;
+
+/* TK_BADARG: no name that a label can have. */
+TK_MUST tk_err tk_version_label_check(const char *name, tk_diag *diag);
+/* Makes or moves a label. TK_BADARG: name or percent; TK_NOTFOUND: no such version;
+ * TK_PRECONDITION: another label has a share; TK_LIMIT. */
+TK_MUST tk_err tk_store_version_label_set(tk_store *store, const tk_version_label *label,
+                                          tk_diag *diag);
+TK_MUST tk_err tk_store_version_label_delete(tk_store *store, const char *name, tk_diag *diag);
+TK_MUST tk_err tk_store_version_label_list(tk_store *store, tk_version_labels *out, tk_diag *diag);
 
 /* -- a tenant leaves (tk_jobs_delete_tenant() says in which order) -- */
 

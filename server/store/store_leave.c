@@ -142,9 +142,9 @@ tk_err tk__store_purge_locked(tk_store *store, tk_diag *diag)
     if (err != TK_OK || !due) return err;
     err = tk__objects_sweep_locked(store, diag);
     if (err == TK_OK) err = tk__db_script(store->db, "VACUUM", diag);
-    if (err == TK_OK) err = tk__db_script(store->db, "PRAGMA application_id = 0", diag);
-    if (err == TK_OK) tk__db_checkpoint(store->db);
-    return err;
+    if (err != TK_OK) return err;
+    tk__db_checkpoint(store->db); /* before the mark goes: killed in between, it is done again */
+    return tk__db_script(store->db, "PRAGMA application_id = 0", diag);
 }
 
 tk_err tk_store_purge(tk_store *store, tk_diag *diag)

@@ -205,7 +205,8 @@ class Foreign(unittest.TestCase):
         bad, lost = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
         self.refused(lost, 'you have no model "colour"', 'ModelInfer', dict(self.files_raw(), model_name='colour'))
         self.refused(lost, 'you have no model "colour"', 'ModelMetadata', {'name': 'colour'})
-        self.refused(lost, 'version 2 is served', 'ModelInfer', dict(self.files_raw(), model_version='1'))
+        self.refused(lost, 'you have no model "type" in version "3"', 'ModelInfer',
+                     dict(self.files_raw(), model_version='3'))
         many = {'model_name': 'type', 'inputs': [self.input('BYTES', [257])], 'raw_input_contents': [b'']}
         self.refused(bad, 'inputs[0].shape[0] is 257, the limits are 1 and 256', 'ModelInfer', many)
         huge = {'model_name': 'type', 'inputs': [self.input('UINT8', [2, 2**40, 2**40, 3])],

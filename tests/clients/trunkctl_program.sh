@@ -31,7 +31,7 @@ expect 2 'trunkctl dataset upload' "$trunkctl" dataset
 # Every command teaches: usage, an example that begins with its own name, and the common options.
 commands=('classify' 'evaluate' 'dataset upload' 'dataset list' 'dataset get' 'dataset delete' 'finetune' 'job list'
     'job get' 'job watch' 'job cancel' 'job curves' 'gate explain' 'heads' 'head delete' 'validation' 'tenant create' 'tenant list' 'tenant limits' 'token issue'
-    'token revoke' 'versions' 'rollback' 'version export' 'trunk import' 'status' 'top' 'health')
+    'token revoke' 'versions' 'version label' 'version unlabel' 'rollback' 'version export' 'trunk import' 'status' 'top' 'health')
 for command in "${commands[@]}"; do
     # shellcheck disable=SC2086 # two words
     expect 0 "^  trunkctl $command" "$trunkctl" $command --help
@@ -68,6 +68,9 @@ expect 2 'is not a whole number' "$trunkctl" finetune --head x --data one
 expect 2 'go with --repeat' "$trunkctl" classify x.jpg --interval 5
 expect 2 'or else --admin' "$trunkctl" token issue
 expect 2 'one argument too many' "$trunkctl" rollback 1 2
+expect 2 'NAME VERSION is missing' "$trunkctl" version label canary
+expect 2 'is not a version' "$trunkctl" version label canary stable
+expect 2 'is 0 to 100' "$trunkctl" version label canary 12 --percent 101
 
 mkdir -p "$work/config/trunkd"
 printf 'token = secret\n' >"$work/config/trunkd/config"

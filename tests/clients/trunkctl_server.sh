@@ -202,6 +202,20 @@ expect 0 '' alice job curves 2 --svg "$work/curves.svg"
 expect 0 '<svg xmlns' alice job curves 2 --svg -
 expect 0 '^2 +.* again +' alice validation --history
 
+# -- labels --
+
+expect 0 '^stable is version 1, 0 % of the requests that name none$' admin version label stable 1
+expect 0 '^canary is version 2, 100 % ' admin version label canary 2 --percent 100
+expect 0 '^2 \* +canary 100 % ' admin versions
+expect 0 '^1 +stable ' admin versions
+expect 0 '"version":1' alice classify "${photos[0]}" --json --model-version stable
+expect 0 '"version":2' alice classify "${photos[0]}" --json
+expect 1 'NOT_FOUND: you have no head in version "77"' alice classify "${photos[0]}" --model-version 77
+expect 1 'INVALID_ARGUMENT: label: "latest" is always the current version' admin version label latest 1
+expect 1 'PERMISSION_DENIED' alice version label mine 1
+expect 0 '' admin version unlabel canary
+expect 1 'NOT_FOUND: label "canary": there is none' admin version unlabel canary
+
 # -- versions that no job makes --
 
 expect 0 'deleted' alice head delete type

@@ -322,6 +322,22 @@ static void versions_jobs_and_the_process_are_told(void **state)
     free(text);
 }
 
+static void answers_count_by_version_and_old_versions_make_room(void **state)
+{
+    tk_metrics *m = *state;
+    for (uint64_t v = 1; v <= TK_METRICS_VERSIONS; v++)
+        tk_metrics_answered(m, v, 2);
+    tk_metrics_answered(m, 1, 5);
+    tk_metrics_answered(m, 1000, 1); /* takes the place of 2, which answered longest ago */
+    char *text = written(m);
+    assert_float_equal(scrape_value(text, "trunkd_version_requests_total{version=\"1\"}"), 2, 0);
+    assert_float_equal(scrape_value(text, "trunkd_version_images_total{version=\"1\"}"), 7, 0);
+    assert_float_equal(scrape_value(text, "trunkd_version_requests_total{version=\"2\"}"), -1, 0);
+    assert_float_equal(scrape_value(text, "trunkd_version_requests_total{version=\"3\"}"), 1, 0);
+    assert_float_equal(scrape_value(text, "trunkd_version_images_total{version=\"1000\"}"), 1, 0);
+    free(text);
+}
+
 static void without_a_registry_adding_does_nothing(void **state)
 {
     (void)state;
@@ -330,6 +346,7 @@ static void without_a_registry_adding_does_nothing(void **state)
     tk_metrics_classified(NULL, "a", "b", 0, 1);
     tk_metrics_call_began(NULL);
     tk_metrics_call_ended(NULL, "/a/b", 0);
+    tk_metrics_answered(NULL, 1, 1);
     tk_metrics_forget(NULL, "a");
     tk_metrics_set_probe(NULL, NULL, NULL);
     tk_metrics_destroy(NULL);
@@ -397,6 +414,7 @@ int main(void)
         CASE(concurrent_adds_sum_up_while_they_are_read),
         CASE(the_probe_is_asked_until_it_is_taken_away),
         CASE(versions_jobs_and_the_process_are_told),
+        CASE(answers_count_by_version_and_old_versions_make_room),
         cmocka_unit_test(without_a_registry_adding_does_nothing),
         cmocka_unit_test(no_memory_is_said),
         cmocka_unit_test(only_a_well_formed_traceparent_is_taken),

@@ -407,7 +407,7 @@ static void classification_gives_the_best_classes_with_their_labels(void **state
 
 /* -- refusals -- */
 
-static void other_tenants_models_and_versions_not_served_are_not_found(void **state)
+static void other_tenants_models_and_unknown_versions_are_not_found(void **state)
 {
     (void)state;
     question q;
@@ -420,14 +420,15 @@ static void other_tenants_models_and_versions_not_served_are_not_found(void **st
         snprintf(words, sizeof words, "you have no model \"%s\"", names[i]);
         refused(&q, TK_CLIENT_NOT_FOUND, words);
     }
-    files_typed(&q);
-    strcpy(q.version, "1");
-    refused(&q, TK_CLIENT_NOT_FOUND,
-            "version 1 of model \"type\" is not served any more: version 2 is");
-    files_typed(&q);
-    strcpy(q.version, "3");
-    refused(&q, TK_CLIENT_NOT_FOUND, "version 3 of model \"type\" is not there yet: version 2 is");
-    static const char *const versions[] = {"0",  "two", "-1",
+    static const char *const unknown[] = {"3", "999999999999999999", "stable", "two"};
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
+        files_typed(&q);
+        strcpy(q.version, unknown[i]);
+        char words[64];
+        snprintf(words, sizeof words, "you have no model \"type\" in version \"%s\"", unknown[i]);
+        refused(&q, TK_CLIENT_NOT_FOUND, words);
+    }
+    static const char *const versions[] = {"0",  "Two", "-1",
                                            "2 ", "2.0", "99999999999999999999999"};
     for (size_t i = 0; i < sizeof versions / sizeof *versions; i++) {
         files_typed(&q);
@@ -673,7 +674,10 @@ static void readiness_leaks_nothing(void **state)
     (void)state;
     expect_ready(server.alice, "type", "", true);
     expect_ready(server.alice, "type", "2", true);
-    expect_ready(server.alice, "type", "1", false);
+    expect_ready(server.alice, "type", "1", true);
+    expect_ready(server.alice, "type", "latest", true);
+    expect_ready(server.alice, "type", "3", false);
+    expect_ready(server.alice, "colour", "1", false);
     expect_ready(server.alice, "colour", "", false);
     expect_ready(server.alice, "bob/colour", "", false);
     expect_ready(server.alice, "nothing", "", false);
@@ -726,7 +730,8 @@ static void the_server_describes_itself(void **state)
         assert_answered(server.alice, METHOD("ServerMetadata"), &in, OIP(server_metadata_response));
     assert_string_equal(m->name, "trunkd");
     assert_string_equal(m->version, TRUNKD_VERSION);
-    assert_int_equal(m->n_extensions, 2);
+    assert_int_equal(m->n_extensions, 3);
+    assert_string_equal(m->extensions[2], "statistics");
     tk_client_free_message(&m->base);
     assert_refused(server.nobody, METHOD("ServerMetadata"), &in, OIP(server_metadata_response),
                    TK_CLIENT_UNAUTHENTICATED, "no token");
@@ -795,6 +800,113 @@ static void a_cancelled_stream_leaves_nothing_behind(void **state)
 
 /* -- before anything was learned, and at the end -- */
 
+/* -- statistics -- */
+
+/* `name` "" asks for all. Fails unless there is one at version 2, which is returned first. */
+static Inference__ModelStatisticsResponse *statistics_of(tk_client *client, const char *name,
+                                                         const char *version)
+{
+    char model[64], number[32];
+    snprintf(model, sizeof model, "%s", name);
+    snprintf(number, sizeof number, "%s", version);
+    Inference__ModelStatisticsRequest in;
+    inference__model_statistics_request__init(&in);
+    in.name = model;
+    in.version = number;
+    Inference__ModelStatisticsResponse *out =
+        assert_answered(client, METHOD("ModelStatistics"), &in, OIP(model_statistics_response));
+    assert_true(out->n_model_stats >= 1);
+    assert_string_equal(out->model_stats[0]->version, "2");
+    return out;
+}
+
+static void statistics_count_the_callers_requests_and_nobody_elses(void **state)
+{
+    (void)state;
+    question q;
+    Inference__ModelStatisticsResponse *before = statistics_of(server.alice, "type", "2"), *after;
+    Inference__ModelStatisticsResponse *bobs = statistics_of(server.bob, "", "");
+    assert_string_equal(bobs->model_stats[0]->name, "colour");
+    for (int i = 0; i < 4; i++) {
+        files_typed(&q);
+        assert_answers(&q, 0, IMAGES, false);
+    }
+    files_typed(&q);
+    q.files[1].len = 10;
+    refused(&q, BAD, "image 1 of 3");
+    after = statistics_of(server.alice, "", "latest");
+    const Inference__ModelStatistics *a = before->model_stats[0], *b = after->model_stats[0];
+    const Inference__InferStatistics *x = a->inference_stats, *y = b->inference_stats;
+    assert_string_equal(b->name, "type");
+    assert_int_equal(y->success->count - x->success->count, 4);
+    assert_int_equal(y->fail->count - x->fail->count, 1);
+    assert_int_equal(b->inference_count - a->inference_count, 4 * IMAGES);
+    assert_int_equal(y->queue->count, y->success->count);
+    assert_int_equal(y->compute_infer->count, y->success->count);
+    assert_true(y->compute_infer->ns > x->compute_infer->ns);
+    assert_true(y->compute_input->ns > x->compute_input->ns);
+    /* The stages of a request lie within it. */
+    assert_true(y->queue->ns + y->compute_input->ns + y->compute_infer->ns +
+                    y->compute_output->ns <=
+                y->success->ns);
+    uint64_t passes = 0, images = 0;
+    for (size_t i = 0; i < b->n_batch_stats; i++) {
+        passes += b->batch_stats[i]->compute_infer->count;
+        images += b->batch_stats[i]->compute_infer->count * b->batch_stats[i]->batch_size;
+        if (i > 0) assert_true(b->batch_stats[i]->batch_size > b->batch_stats[i - 1]->batch_size);
+    }
+    assert_int_equal(passes, b->execution_count);
+    /* Those of requests that failed for another image went through the trunk, too. */
+    assert_true(images >= b->inference_count);
+    assert_true(b->last_inference > UINT64_C(1600000000000));
+    assert_true(b->memory_usage[0]->byte_size >= FIXTURE_TYPES * FEATURES * sizeof(float));
+    Inference__ModelStatisticsResponse *bobs_after = statistics_of(server.bob, "colour", "2");
+    assert_int_equal(bobs_after->model_stats[0]->execution_count,
+                     bobs->model_stats[0]->execution_count);
+    assert_int_equal(bobs_after->model_stats[0]->last_inference,
+                     bobs->model_stats[0]->last_inference);
+    tk_client_free_message(&before->base);
+    tk_client_free_message(&after->base);
+    tk_client_free_message(&bobs->base);
+    tk_client_free_message(&bobs_after->base);
+}
+
+static void statistics_of_what_is_not_the_callers_are_not_found(void **state)
+{
+    (void)state;
+    static const char *const cases[][3] = {{"colour", "", "you have no model \"colour\""},
+                                           {"bob/colour", "2", "\"bob/colour\" in version \"2\""},
+                                           {"nothing", "", "you have no model \"nothing\""},
+                                           {"type", "3", "\"type\" in version \"3\""}};
+    char model[64], number[32];
+    Inference__ModelStatisticsRequest in;
+    inference__model_statistics_request__init(&in);
+    in.name = model;
+    in.version = number;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        strcpy(model, cases[i][0]);
+        strcpy(number, cases[i][1]);
+        assert_refused(server.alice, METHOD("ModelStatistics"), &in, OIP(model_statistics_response),
+                       TK_CLIENT_NOT_FOUND, cases[i][2]);
+    }
+    strcpy(model, "type");
+    strcpy(number, "0");
+    assert_refused(server.alice, METHOD("ModelStatistics"), &in, OIP(model_statistics_response),
+                   BAD, "the version is \"0\"");
+    assert_refused(server.nobody, METHOD("ModelStatistics"), &in, OIP(model_statistics_response),
+                   TK_CLIENT_UNAUTHENTICATED, "no token");
+    model[0] = number[0] = '\0';
+    Inference__ModelStatisticsResponse *all = assert_answered(
+        server.admin, METHOD("ModelStatistics"), &in, OIP(model_statistics_response));
+    bool alices = false, bobs = false;
+    for (size_t i = 0; i < all->n_model_stats; i++) {
+        alices |= strcmp(all->model_stats[i]->name, "alice/type") == 0;
+        bobs |= strcmp(all->model_stats[i]->name, "bob/colour") == 0;
+    }
+    assert_true(alices && bobs);
+    tk_client_free_message(&all->base);
+}
+
 static void an_empty_server_is_ready_and_has_no_model(void **state)
 {
     (void)state;
@@ -859,7 +971,7 @@ int main(void)
         cmocka_unit_test(every_form_of_the_images_gets_the_same_answer_to_the_bit),
         cmocka_unit_test(outputs_come_as_asked_for),
         cmocka_unit_test(classification_gives_the_best_classes_with_their_labels),
-        cmocka_unit_test(other_tenants_models_and_versions_not_served_are_not_found),
+        cmocka_unit_test(other_tenants_models_and_unknown_versions_are_not_found),
         cmocka_unit_test(shapes_and_datatypes_are_checked),
         cmocka_unit_test(raw_contents_of_a_wrong_size_are_named),
         cmocka_unit_test(typed_contents_must_fit_datatype_and_shape),
@@ -869,6 +981,8 @@ int main(void)
         cmocka_unit_test(readiness_leaks_nothing),
         cmocka_unit_test(the_index_has_the_callers_models),
         cmocka_unit_test(the_server_describes_itself),
+        cmocka_unit_test(statistics_count_the_callers_requests_and_nobody_elses),
+        cmocka_unit_test(statistics_of_what_is_not_the_callers_are_not_found),
         cmocka_unit_test(a_stream_answers_each_request_and_outlives_errors),
         cmocka_unit_test(a_cancelled_stream_leaves_nothing_behind),
         cmocka_unit_test(an_empty_server_is_ready_and_has_no_model),

@@ -483,6 +483,92 @@ static void a_version_comes_back_with_its_validations(void **state)
     fixture_close(&f);
 }
 
+static tk_err set_label(store_fixture *f, const char *name, uint64_t version, unsigned percent,
+                        tk_diag *diag)
+{
+    tk_version_label label = {.version = version, .percent = percent};
+    (void)snprintf(label.name, sizeof label.name, "%s", name);
+    return tk_store_version_label_set(f->store, &label, diag);
+}
+
+static void labels_name_versions_and_one_may_have_a_share(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    store_fixture f;
+    tk_version_labels list;
+    fixture_open(&f, NULL);
+    assert_ok(commit_two(&f, 0, 1, 0.8, labels_of_colour, &diag));
+    assert_ok(commit_two(&f, 1, 2, 0.9, labels_of_colour, &diag));
+    assert_ok(set_label(&f, "stable", 1, 0, &diag));
+    assert_ok(set_label(&f, "canary", 2, 5, &diag));
+    assert_err(set_label(&f, "stable", 1, 1, &diag), TK_PRECONDITION, "\"canary\" has 5 percent");
+    assert_err(set_label(&f, "stable", 3, 0, &diag), TK_NOTFOUND, "version 3");
+    assert_err(set_label(&f, "stable", 0, 0, &diag), TK_NOTFOUND, "version 0");
+    assert_err(set_label(&f, "stable", UINT64_MAX, 0, &diag), TK_NOTFOUND, "there is none");
+    assert_err(set_label(&f, "canary", 2, 101, &diag), TK_BADARG, "percent is 101");
+    assert_ok(set_label(&f, "canary", 1, 10, &diag)); /* moved */
+    fixture_reopen(&f, NULL);
+    assert_ok(tk_store_version_label_list(f.store, &list, &diag));
+    assert_int_equal(list.n, 2);
+    assert_string_equal(list.items[0].name, "canary");
+    assert_int_equal(list.items[0].version, 1);
+    assert_int_equal(list.items[0].percent, 10);
+    assert_string_equal(list.items[1].name, "stable");
+    assert_int_equal(list.items[1].percent, 0);
+    assert_ok(tk_store_version_label_delete(f.store, "canary", &diag));
+    assert_err(tk_store_version_label_delete(f.store, "canary", &diag), TK_NOTFOUND, "\"canary\"");
+    assert_ok(set_label(&f, "stable", 1, 100, &diag));
+    for (int i = 1; i < TK_VERSION_LABELS_MAX; i++)
+        assert_ok(set_label(&f, (char[]){'a', (char)('0' + i), '\0'}, 1, 0, &diag));
+    assert_err(set_label(&f, "more", 1, 0, &diag), TK_LIMIT, "the limit is 8");
+    assert_ok(set_label(&f, "stable", 2, 0, &diag)); /* one of those that are there */
+    fixture_close(&f);
+}
+
+static void names_of_labels_follow_the_rule(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    static const char *const good[] = {"a", "stable", "canary-2", "l8test",
+                                       "abcdefghijklmnopqrstuvwxyz-12345"};
+    static const char *const bad[] = {"",    "2",           "-a",
+                                      "A",   "a_b",         "a b",
+                                      "a/b", "caf\xc3\xa9", "abcdefghijklmnopqrstuvwxyz-123456"};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        assert_ok(tk_version_label_check(good[i], &diag));
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_err(tk_version_label_check(bad[i], &diag), TK_BADARG, "1 to 32 characters");
+    assert_err(tk_version_label_check("latest", &diag), TK_BADARG, "always the current version");
+}
+
+static void a_version_without_a_head_of_ones_own_looks_unknown(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    tk_diag unknown;
+    store_fixture f;
+    tk_object file;
+    tk_version v;
+    fixture_open(&f, NULL);
+    assert_ok(commit_two(&f, 0, 1, 0.8, labels_of_colour, &diag));
+    assert_ok(tk_store_version_file(f.store, f.alice, 1, &file, &diag));
+    assert_ok(tk_store_version_get(f.store, TK_ALL, 1, 0, &v, &diag));
+    assert_string_equal(file.sha, v.sha);
+    assert_int_equal(file.bytes, v.bytes);
+    tk_version_fini(&v);
+    assert_ok(tk_store_version_file(f.store, TK_ALL, 1, &file, &diag));
+    const int64_t carol = f.bob + 100;
+    assert_int_equal(tk_store_version_file(f.store, carol, 1, &file, &diag), TK_NOTFOUND);
+    assert_string_equal(file.sha, "");
+    assert_int_equal(tk_store_version_file(f.store, carol, 7, &file, &unknown), TK_NOTFOUND);
+    diag.text[strcspn(diag.text, "1")] = '7';
+    assert_string_equal(diag.text, unknown.text);
+    assert_err(tk_store_version_file(f.store, TK_ALL, UINT64_MAX, &file, &diag), TK_NOTFOUND,
+               "there is none");
+    fixture_close(&f);
+}
+
 static void a_commit_that_fails_half_way_leaves_nothing(void **state)
 {
     (void)state;
@@ -740,9 +826,12 @@ static void a_store_of_the_first_schema_is_brought_up_to_date(void **state)
     tk_store_close(f.store);
     (void)snprintf(path, sizeof path, "%s/trunkd.sqlite", f.dir);
     assert_ok(tk__db_open(&db, path, &diag));
-    assert_ok(tk__db_script(
-        db, "DROP TABLE decisions; DROP TABLE curves; DROP TABLE lows; DROP TABLE tenant_limits; PRAGMA user_version = 1",
-        &diag));
+    assert_ok(
+        tk__db_script(db,
+                      "DROP TABLE decisions; DROP TABLE curves; DROP TABLE lows; DROP TABLE labels;"
+                      " DROP TABLE tenant_limits;"
+                      " PRAGMA user_version = 1",
+                      &diag));
     tk__db_close(db);
     assert_ok(tk_store_open(&f.store, f.dir, NULL, &diag));
     assert_err(tk_store_decision_get(f.store, f.alice, id, &d, &diag), TK_PRECONDITION,
@@ -803,6 +892,9 @@ int main(void)
         cmocka_unit_test(limits_name_field_limit_and_value),
         cmocka_unit_test(a_data_set_of_one_label_trains_nothing),
         cmocka_unit_test(a_version_comes_back_with_its_validations),
+        cmocka_unit_test(labels_name_versions_and_one_may_have_a_share),
+        cmocka_unit_test(names_of_labels_follow_the_rule),
+        cmocka_unit_test(a_version_without_a_head_of_ones_own_looks_unknown),
         cmocka_unit_test(a_commit_that_fails_half_way_leaves_nothing),
         cmocka_unit_test(start_removes_what_a_crash_left),
         cmocka_unit_test(a_missing_current_version_is_said_at_start),
