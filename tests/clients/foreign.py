@@ -120,15 +120,17 @@ def normal_trainer(programs, folder):
 
 class Server:
     """A trunkd on a store of its own: `versions` of them, heads of alice and bob (foreign_store.c). `folder` has the
-    programs; "{dir}" in flags is where the store and the certificates are."""
+    programs; "{dir}" in flags is where the store and the certificates are, and where prepare(dir) may put more."""
 
-    def __init__(self, folder, *flags, versions=2):
+    def __init__(self, folder, *flags, versions=2, prepare=None):
         self.tmp = tempfile.mkdtemp(prefix='trunkd-foreign-')
         env = dict(os.environ, TMPDIR=self.tmp)
         out = subprocess.run([f'{folder}/foreign_store', str(versions)], env=env, check=True, stdout=subprocess.PIPE,
                              text=True)
         self.facts = dict(line.split('=', 1) for line in out.stdout.splitlines())
         self.dir = self.facts['dir']
+        if prepare:
+            prepare(self.dir)
         port_file = f'{self.dir}/port'
         with open(f'{self.dir}/log', 'w') as log:
             self.process = subprocess.Popen(
