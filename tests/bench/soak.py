@@ -268,6 +268,8 @@ def judge(o, table, server, watch, base, left, busy):
     table.bound('  slope of the second half', watch.second_half(2), o.descriptors, '/min')
     over = wait_for_quiet(server, base)
     table.add('  more than before the load, after it', over, '<= 2', over <= 2)
+    time.sleep(8)  # the server gives memory back when nothing has happened for 5 seconds
+    table.add('memory, the load gone', f'{watch.sample()[1] / 1024:.1f} MiB')
 
 
 def main():
