@@ -28,6 +28,7 @@ is shown.
 import argparse
 import csv
 import os
+import signal
 import statistics
 import sys
 
@@ -318,6 +319,7 @@ def main():
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that no server is left
     try:
         main()
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ import tempfile
 import time
 
 PATIENCE = 120  # seconds for a server to start or end
-JOB_PATIENCE = 600  # for a job's first epoch, as it has idle priority
+JOB_PATIENCE = 600  # seconds for a job's first epoch: it has idle priority
 PICTURES_OF_A_CLASS = 32
 
 
@@ -139,7 +139,7 @@ class Site:
 
     def trains(self, job):
         """Whether an epoch of the trunk's training has ended."""
-        return any(line.startswith('train,') for line in self.ctl('job', 'curves', job, '--csv').splitlines())
+        return any(',train,' in line for line in self.ctl('job', 'curves', job, '--csv').splitlines())
 
     def end_job(self, job):
         """Whether it was still running."""

@@ -292,6 +292,7 @@ def main():
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that no server is left
     try:
         sys.exit(main())
     except KeyboardInterrupt:
