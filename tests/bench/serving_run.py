@@ -17,7 +17,8 @@ class Process:
     """A server with a port file, and a folder of its own for both."""
 
     def __init__(self, name, command, **how):
-        self.name, self.port_file = name, tempfile.mktemp(prefix='trunkd-serving-port-')
+        self.dir = tempfile.mkdtemp(prefix='trunkd-serving-')
+        self.port_file = f'{self.dir}/port'
         self.errors = tempfile.TemporaryFile('w+')
         self.process = subprocess.Popen([*command, self.port_file], stderr=self.errors, stdout=self.errors, **how)
         end = time.monotonic() + PATIENCE
@@ -44,8 +45,7 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        if os.path.exists(self.port_file):
-            os.remove(self.port_file)
+        shutil.rmtree(self.dir, ignore_errors=True)
 
     def mebibytes(self):
         """Resident."""

@@ -143,7 +143,7 @@ def count_calls(table, load):
     table.zero('unexpected ends', load.unexpected)
 
 
-def end_server(table, server, alive=True):
+def end_server(table, server):
     """Stops it; its log is read before it is gone."""
     if server.process.poll() is None:
         server.process.send_signal(signal.SIGTERM)

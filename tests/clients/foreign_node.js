@@ -285,12 +285,14 @@ describe('streams', () => {
       stream.write({ manifest: { name: 'some' } });
       for (let i = 0; i < 20; i++) {
         const { file } = pictures[i % 2];
-        stream.write({ images: { images: [{ label: `l-${i % 2}`, file: `f-${i}`, data: i === 7 ? file.subarray(99) : file }] } });
+        const data = i === 7 ? file.subarray(99) : file;
+        stream.write({ images: { images: [{ label: `l-${i % 2}`, file: `f-${i}`, data }] } });
       }
       finish(stream);
     });
     // Node's HTTP/2 cancels with an ordinary end of the stream and a reset right behind it.
-    for (let i = 0; i < 8; i++) await refused(upload((stream) => setTimeout(() => stream.cancel(), 30)), status.CANCELLED);
+    for (let i = 0; i < 8; i++)
+      await refused(upload((stream) => setTimeout(() => stream.cancel(), 30)), status.CANCELLED);
     await assertIdle();
     const { data_set, skipped, bad } = await upload((stream) => stream.end());
     assert.deepEqual([data_set.images, skipped, bad[0].file], [19, 1, 'f-7']);
@@ -339,7 +341,8 @@ describe('health', () => {
 
 describe('TLS', () => {
   const own = ['--tls-cert', '{dir}/server.pem', '--tls-key', '{dir}/server.key'];
-  const secure = (s, who) => grpc.credentials.createSsl(s.read('ca.pem'), ...(who ? [s.read(`${who}.key`), s.read(`${who}.pem`)] : []));
+  const secure = (s, who) => grpc.credentials.createSsl(s.read('ca.pem'), who ? s.read(`${who}.key`) : null,
+    who ? s.read(`${who}.pem`) : null);
 
   it('is spoken with whom the client trusts', async () => {
     const s = await Server.start(folder, ...own);
@@ -348,19 +351,20 @@ describe('TLS', () => {
     assert.deepEqual(await classify(alice, classifier(secure(s))), await classify());
     assert.ok((await listServices(`localhost:${s.port}`, 'v1', secure(s))).includes(OIP));
     await refused(classify(alice, classifier(grpc.credentials.createSsl(s.read('other-ca.pem')))), status.UNAVAILABLE);
-    await refused(classify(alice, classifier(secure(s), { 'grpc.ssl_target_name_override': 'elsewhere' })), status.UNAVAILABLE);
+    const misnamed = classifier(secure(s), { 'grpc.ssl_target_name_override': 'elsewhere' });
+    await refused(classify(alice, misnamed), status.UNAVAILABLE);
     await refused(classify(alice, classifier(plain)), status.UNAVAILABLE);
     assert.equal(await s.stop(), 0);
   });
 
   it('a certificate stands for its tenant, and only a good one does', async () => {
     const s = await Server.start(folder, ...own, '--tls-client-ca', '{dir}/ca.pem');
-    const with_ = (who) => client(CLASSIFIER, { address: `localhost:${s.port}`, credentials: secure(s, who) });
-    assert.deepEqual(await classify(bearer(), with_('alice')), await classify());
-    assert.deepEqual(await classify(bearer(s.facts.alice), with_('alice')), await classify());
-    await refused(classify(bearer(s.facts.bob), with_('alice')), status.UNAUTHENTICATED);
+    const classifier = (who) => client(CLASSIFIER, { address: `localhost:${s.port}`, credentials: secure(s, who) });
+    assert.deepEqual(await classify(bearer(), classifier('alice')), await classify());
+    assert.deepEqual(await classify(bearer(s.facts.alice), classifier('alice')), await classify());
+    await refused(classify(bearer(s.facts.bob), classifier('alice')), status.UNAUTHENTICATED);
     for (const who of [undefined, 'late', 'stranger'])
-      await refused(classify(bearer(s.facts.alice), with_(who)), status.UNAVAILABLE);
+      await refused(classify(bearer(s.facts.alice), classifier(who)), status.UNAVAILABLE);
     assert.equal(await s.stop(), 0);
   });
 });
