@@ -94,7 +94,7 @@ run_build() {
     esac
 }
 
-./setup.sh
+./setup.sh --tests
 for name in "${builds[@]}"; do
     run_build "$name" || failed+=("$name")
 done

@@ -43,6 +43,9 @@ static void prepare_process(void)
      * than the rest of the call. */
     mallopt(M_TRIM_THRESHOLD, 256 << 20);
     mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    /* Whichever thread loads a version or takes an upload leaves its peak in its own arena; by
+     * default there are eight for each core, and under load none of them ever shrinks. */
+    mallopt(M_ARENA_MAX, 2);
     struct rlimit files;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
         files.rlim_cur = files.rlim_max;

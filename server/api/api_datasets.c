@@ -370,25 +370,41 @@ static void reply_upload(upload *u, tk_rpc_call *call, tk_data_set *set)
     tk__reply(call, &region, m);
 }
 
+static tk_err check_wanted(const tk_rpc_call *call, tk_diag *diag)
+{
+    return tk_rpc_cancelled(call) ? tk_fail(diag, TK_CANCELLED, "the upload was cancelled") : TK_OK;
+}
+
+static tk_err store_set(upload *u, tk_rpc_call *call, tk_data_set *set, tk_diag *diag)
+{
+    tk_store *store = tk__api(call)->o.store;
+    const int64_t tenant = tk__tenant(call);
+    const uint64_t images = tk_pack_writer_count(u->writer);
+    tk_err err = tk_pack_commit(u->writer, diag);
+    u->writer = NULL;
+    if (err != TK_OK) return err;
+    err = tk_store_data_set_add(store, tenant, u->name, u->path, images, u->labels, u->n_labels,
+                                set, diag);
+    if (err != TK_OK) return err;
+    /* Some clients (Node's) cancel with an ordinary end and a reset right behind it. */
+    err = check_wanted(call, diag);
+    if (err == TK_OK) return TK_OK;
+    tk_diag kept;
+    if (tk_store_data_set_delete(store, tenant, set->id, &kept) != TK_OK)
+        err = tk_fail(diag, TK_CANCELLED, "the upload was cancelled, but is stored: %s", kept.text);
+    tk_data_set_fini(set);
+    return err;
+}
+
 void tk__upload_end(tk_rpc_call *call)
 {
     upload *u = tk_rpc_user(call);
     if (!u || u->over) return;
     tk_diag diag = {{0}};
-    tk_err err = tk_rpc_cancelled(call) ? tk_fail(&diag, TK_CANCELLED, "the upload was cancelled")
-                                        : check_whole(u, &diag);
-    if (err != TK_OK) {
-        give_up(u, call, err, &diag);
-        return;
-    }
-    const uint64_t images = tk_pack_writer_count(u->writer);
-    err = tk_pack_commit(u->writer, &diag);
-    u->writer = NULL;
     tk_data_set set;
-    if (err == TK_OK) {
-        err = tk_store_data_set_add(tk__api(call)->o.store, tk__tenant(call), u->name, u->path,
-                                    images, u->labels, u->n_labels, &set, &diag);
-    }
+    tk_err err = check_wanted(call, &diag);
+    if (err == TK_OK) err = check_whole(u, &diag);
+    if (err == TK_OK) err = store_set(u, call, &set, &diag);
     if (err != TK_OK) {
         give_up(u, call, err, &diag);
         return;

@@ -389,4 +389,5 @@ def main():
         contender.stop()
 
 
-main()
+if __name__ == "__main__":
+    main()

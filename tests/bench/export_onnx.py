@@ -1,10 +1,10 @@
 #!/usr/bin/python3
 """Writes the ONNX models that the engine benchmark gives to ONNX Runtime.
 
-    export_onnx.py FOLDER resnet18-224-1 resnet18-224-8 ...     (arch-px-batch)
+    export_onnx.py FOLDER resnet18-224-1 resnet18-224-8 ...     (arch-px-batch; batch n: any)
 
-torchvision's networks with random weights in evaluation mode, fixed shapes, batch norm folded into
-the convolutions by the exporter. A model that is there already is left alone.
+torchvision's networks with random weights in evaluation mode, fixed shapes but for batch n, batch norm
+folded into the convolutions by the exporter. A model that is there already is left alone.
 """
 import os
 import sys
@@ -28,7 +28,9 @@ for model in sys.argv[2:]:
         continue
     arch, px, batch = model.split("-")
     net = build(arch, 100).eval()
-    x = torch.randn(int(batch), 3, int(px), int(px))
-    torch.onnx.export(net, x, path + ".tmp", opset_version=13, do_constant_folding=True)
+    x = torch.randn(1 if batch == "n" else int(batch), 3, int(px), int(px))
+    free = {"dynamic_axes": {"x": [0], "y": [0]}} if batch == "n" else {}
+    torch.onnx.export(net, x, path + ".tmp", opset_version=13, do_constant_folding=True, input_names=["x"],
+                      output_names=["y"], **free)
     os.rename(path + ".tmp", path)
     print("exported", path)

@@ -1,6 +1,6 @@
 /* What tests/bench/serving.sh serves: a store with one version, of a trunk and a head for each of
- * many tenants, all with random weights, as they do not matter for speed; and photograph-sized
- * pictures.
+ * many tenants, all with random weights, as they do not matter for speed; and pictures as large as
+ * photographs for the web (20 to 60 KB).
  *
  *     serving_store DIR resnet18 224 32      trunk, input size, tenants
  *
@@ -17,7 +17,7 @@
 #include "engine/mem.h"
 #include "store/store.h"
 
-enum { CLASSES = 50, TENANTS_MAX = 1000, PICTURES = 64, WIDTH = 400, HEIGHT = 300 };
+enum { CLASSES = 50, TENANTS_MAX = 1000, PICTURES = 64, WIDTH = 640, HEIGHT = 480 };
 
 static void must(tk_err err, const tk_diag *diag)
 {

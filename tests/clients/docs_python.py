@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""The pages in docs/ say what the programs do: the examples of client.md are run, Python's and grpcurl's, and between
-them call every method that there is; operator.md has every flag, metric and status code.
+"""The pages in docs/ say what the programs do: the examples of client.md are run, Python's, grpcurl's and Node's, and
+each language's call every method that there is; operator.md has every flag, metric and status code.
 
-    docs_python.py FOLDER      # where trunkd, trunkd-trainer and foreign_store are
+    docs_python.py FOLDER PACKAGES    # where trunkd, trunkd-trainer and foreign_store are; a node_modules (see
+                                      # node_packages.sh)
 """
 import contextlib
 import io
 import json
 import os
 import pathlib
-import random
 import re
 import stat
 import struct
@@ -19,14 +19,13 @@ import tempfile
 import traceback
 import unittest
 import urllib.request
-import zlib
 
 import grpc
 
 sys.dont_write_bytecode = True
-from foreign import PATIENCE, Reflected, Server  # noqa: E402
+from foreign import PATIENCE, Reflected, Server, normal_trainer, png  # noqa: E402
 
-BIN = ''
+BIN, PACKAGES = '', ''
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLIENT, OPERATOR = ROOT / 'docs/client.md', ROOT / 'docs/operator.md'
 
@@ -36,19 +35,6 @@ def blocks(page, language):
     text = page.read_text()
     for found in re.finditer(rf'^```{language}\n(.*?)^```$', text, re.M | re.S):
         yield text[:found.start(1)].count('\n'), found.group(1)
-
-
-def png(path, seed, light):
-    """A square of noise, light or dark. Its name may say otherwise: the server looks at the bytes."""
-    side, dice = 40, random.Random(seed)
-    rows = b''.join(b'\0' + bytes(dice.randrange(90) + 160 * light for _ in range(3 * side)) for _ in range(side))
-
-    def chunk(kind, data):
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-
-    header = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
-    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) +
-                     chunk(b'IEND', b''))
 
 
 def trunk_of(version):
@@ -71,11 +57,9 @@ class Page:
 
     def __init__(self):
         self.tools = tempfile.TemporaryDirectory(prefix='trunkd-docs-')
-        trainer = pathlib.Path(self.tools.name) / 'trainer'  # idle priority would wait for all else on a busy machine
-        trainer.write_text(f'#!/bin/sh\nexec "{BIN}/trunkd-trainer" --normal-priority "$@"\n')
-        trainer.chmod(0o700)
-        (trainer.parent / 'grpcurl').symlink_to(pathlib.Path(__file__).resolve().parent / 'as_grpcurl.py')
-        self.server = Server(BIN, '--http', '127.0.0.1:0', '--trainer', str(trainer))
+        (pathlib.Path(self.tools.name) / 'grpcurl').symlink_to(pathlib.Path(__file__).resolve().parent / 'as_grpcurl.py')
+        trainer = normal_trainer(BIN, self.tools.name)
+        self.server = Server(BIN, '--http', '127.0.0.1:0', '--trainer', trainer)
         self.folder = pathlib.Path(self.server.dir) / 'work'
         self.folder.mkdir()
         (self.folder / 'proto').symlink_to(ROOT / 'proto')
@@ -88,7 +72,7 @@ class Page:
         for name, light in (('dark', 0), ('light', 1)):
             (self.folder / 'photos/train' / name).mkdir(parents=True)
             for i in range(20):
-                png(self.folder / f'photos/train/{name}/{i}.jpg', 2 * i + light, light)
+                (self.folder / f'photos/train/{name}/{i}.jpg').write_bytes(png(2 * i + light, light))
         self.environment = dict(os.environ, TRUNKD_SERVER=self.server.address)
         self.environment.pop('TRUNKD_TLS_CA', None)
 
@@ -117,7 +101,7 @@ class Docs(unittest.TestCase):
         self.assertEqual(status, 0)
 
     def run_shell(self, script):
-        env = dict(self.page.environment, PATH=f'{self.page.tools.name}:/usr/bin:/bin')
+        env = dict(self.page.environment, PATH=f'{self.page.tools.name}:/usr/bin:/bin:{os.environ["PATH"]}')
         done = subprocess.run(['bash', '-euo', 'pipefail', '-c', script], cwd=self.page.folder, env=env, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=10 * PATIENCE)
         self.assertEqual(done.returncode, 0, done.stdout[-3000:])
@@ -170,11 +154,19 @@ class Docs(unittest.TestCase):
         self.assertIn('FAILED_PRECONDITION', out)
         self.assertIn('"state": "COMMITTED"', out)
 
-    def test_node_has_an_example_of_every_method(self):
-        text = '\n'.join(text for _, text in blocks(CLIENT, 'js'))
-        for name in self.page.methods():
-            method = name.split('/')[1]
-            self.assertRegex(text, rf"(\.{method}\(|(call|upload)\(\w+, '{method}')", name)
+    def test_the_node_examples_run_and_call_every_method(self):
+        script = ''
+        for line, text in blocks(CLIENT, 'js'):
+            script += '\n' * (line - script.count('\n')) + text  # its lines are the page's
+        (self.page.folder / 'client.mjs').write_text(script)
+        (self.page.folder / 'node_modules').symlink_to(PACKAGES)
+        out = self.run_shell('node client.mjs')
+        # As in Python; its client waits for no stream's status after a cancel.
+        self.assert_called(['grpc.health.v1.Health/Watch', 'grpc.reflection.v1alpha.ServerReflection/'
+                            'ServerReflectionInfo', 'trunkd.v1.Admin/ImportTrunk'])
+        self.assertIn('COMMITTED', out)
+        self.assertIn('true you have no head "none" []', out)
+        self.assertEqual(stat.S_IMODE((self.page.folder / 'carol.token').stat().st_mode), 0o600)
 
     # -- operator.md --
 
@@ -207,7 +199,7 @@ class Docs(unittest.TestCase):
 
 
 if __name__ == '__main__':
-    if len(sys.argv) < 2 or sys.argv[1].startswith('-'):
+    if len(sys.argv) < 3 or sys.argv[1].startswith('-'):
         sys.exit(__doc__)
-    BIN = os.path.abspath(sys.argv.pop(1))
+    BIN, PACKAGES = os.path.abspath(sys.argv.pop(1)), os.path.abspath(sys.argv.pop(1))
     unittest.main(verbosity=2)

@@ -1,12 +1,15 @@
 """What the tests with Python's grpcio share: a trunkd on a store of its own, and messages that are built from
 what server reflection tells."""
 import os
+import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -93,21 +96,46 @@ def bootstrap():
     return [factory.GetPrototype(pool.FindMessageTypeByName(f'boot.{name}')) for name in ('Ask', 'Answer')]
 
 
-class Server:
-    """A trunkd on a store of its own: two versions, heads of alice and bob (foreign_store.c). `folder` has the
-    programs."""
+def png(seed, light, side=40):
+    """A square of noise, light or dark."""
+    dice = random.Random(seed)
+    rows = b''.join(b'\0' + bytes(dice.randrange(90) + 160 * light for _ in range(3 * side)) for _ in range(side))
 
-    def __init__(self, folder, *flags):
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    header = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
+    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) +
+            chunk(b'IEND', b''))
+
+
+def normal_trainer(programs, folder):
+    """A trainer, made in `folder`, that is not idle: idle priority would wait for all else on a busy machine."""
+    path = f'{folder}/trainer'
+    with open(path, 'w') as script:
+        script.write(f'#!/bin/sh\nexec "{programs}/trunkd-trainer" --normal-priority "$@"\n')
+    os.chmod(path, 0o700)
+    return path
+
+
+class Server:
+    """A trunkd on a store of its own: `versions` of them, heads of alice and bob (foreign_store.c). `folder` has the
+    programs; "{dir}" in flags is where the store and the certificates are, and where prepare(dir) may put more."""
+
+    def __init__(self, folder, *flags, versions=2, prepare=None):
         self.tmp = tempfile.mkdtemp(prefix='trunkd-foreign-')
         env = dict(os.environ, TMPDIR=self.tmp)
-        out = subprocess.run([f'{folder}/foreign_store'], env=env, check=True, stdout=subprocess.PIPE, text=True)
+        out = subprocess.run([f'{folder}/foreign_store', str(versions)], env=env, check=True, stdout=subprocess.PIPE,
+                             text=True)
         self.facts = dict(line.split('=', 1) for line in out.stdout.splitlines())
         self.dir = self.facts['dir']
+        if prepare:
+            prepare(self.dir)
         port_file = f'{self.dir}/port'
         with open(f'{self.dir}/log', 'w') as log:
             self.process = subprocess.Popen(
                 [f'{folder}/trunkd', '--store', f'{self.dir}/store', '--listen', '127.0.0.1:0', '--port-file',
-                 port_file, *flags], stderr=log)
+                 port_file, *(flag.format(dir=self.dir) for flag in flags)], stderr=log)
         deadline = time.monotonic() + PATIENCE
         while not (os.path.exists(port_file) and os.path.getsize(port_file) > 0):
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -285,6 +285,54 @@ class Foreign(unittest.TestCase):
         finally:
             self.assertEqual(server.stop(), 0)
 
+    # -- TLS --
+
+    TLS = ['--tls-cert', '{dir}/server.pem', '--tls-key', '{dir}/server.key']
+
+    def type_scores(self, server, ca, client=None, token='alice', options=()):
+        """Alice's scores, asked by TLS; `client` names its certificate."""
+        own = {}
+        if client:
+            own = {'private_key': server.read(f'{client}.key'), 'certificate_chain': server.read(f'{client}.pem')}
+        credentials = grpc.ssl_channel_credentials(server.read(ca), **own)
+        metadata = (('authorization', 'Bearer ' + server.facts[token]),) if token else ()
+        port = server.address.rsplit(':', 1)[1]
+        ask = self.r.message('inference.ModelInferRequest')(**self.files_raw())
+        with grpc.secure_channel(f'localhost:{port}', credentials, options) as channel:
+            r = Reflected(channel, 'v1')
+            r.load(OIP)
+            answer = r.call(OIP, 'ModelInfer')(r.message('inference.ModelInferRequest').FromString(
+                ask.SerializeToString()), timeout=PATIENCE, metadata=metadata)
+        return self.floats(answer, 'probabilities')
+
+    def tls_refused(self, code, *args, **how):
+        with self.assertRaises(grpc.RpcError) as raised:
+            self.type_scores(*args, **how)
+        self.assertEqual(raised.exception.code(), code, raised.exception.details())
+
+    def test_tls_with_whom_the_client_trusts(self):
+        server = Server(BIN, *self.TLS)
+        try:
+            expected = [[scores[f'type-{k}'] for k in range(5)] for scores in self.classify()]
+            self.assertEqual(self.type_scores(server, 'ca.pem'), expected)
+            self.tls_refused(grpc.StatusCode.UNAVAILABLE, server, 'other-ca.pem')
+            self.tls_refused(grpc.StatusCode.UNAVAILABLE, server, 'ca.pem',
+                             options=[('grpc.ssl_target_name_override', 'elsewhere')])
+        finally:
+            self.assertEqual(server.stop(), 0)
+
+    def test_a_certificate_stands_for_its_tenant_and_only_a_good_one_does(self):
+        server = Server(BIN, *self.TLS, '--tls-client-ca', '{dir}/ca.pem')
+        try:
+            expected = [[scores[f'type-{k}'] for k in range(5)] for scores in self.classify()]
+            self.assertEqual(self.type_scores(server, 'ca.pem', 'alice', token=None), expected)
+            self.assertEqual(self.type_scores(server, 'ca.pem', 'alice'), expected)
+            self.tls_refused(grpc.StatusCode.UNAUTHENTICATED, server, 'ca.pem', 'alice', token='bob')
+            for client in (None, 'late', 'stranger'):
+                self.tls_refused(grpc.StatusCode.UNAVAILABLE, server, 'ca.pem', client)
+        finally:
+            self.assertEqual(server.stop(), 0)
+
 
 if __name__ == '__main__':
     if len(sys.argv) < 2 or sys.argv[1].startswith('-'):
