@@ -19,16 +19,6 @@ enum { MANY = 256 };
 static trunkd server;
 static fixture_bytes image, many[MANY];
 
-static Trunkd__V1__GetStatusResponse *status_of_server(void)
-{
-    Trunkd__V1__Empty empty;
-    trunkd__v1__empty__init(&empty);
-    const answer a = ask(server.admin, "/trunkd.v1.Admin/GetStatus", &empty,
-                         &trunkd__v1__get_status_response__descriptor);
-    assert_non_null(a.message);
-    return (Trunkd__V1__GetStatusResponse *)a.message;
-}
-
 static void assert_limited(const answer *a, const char *words)
 {
     assert_null(a->message);
@@ -52,7 +42,7 @@ static void a_tenant_over_its_rate_is_told_when_to_come_back(void **state)
     a = classify(server.bob, &image, 1, NULL, 1);
     assert_int_equal(a.status.code, TK_CLIENT_OK);
     tk_client_free_message(a.message);
-    Trunkd__V1__GetStatusResponse *s = status_of_server();
+    Trunkd__V1__GetStatusResponse *s = trunkd_status(&server);
     assert_int_equal(s->refused, 1);
     assert_int_equal(s->failures, 0);
     assert_int_equal(s->requests, 2);
@@ -92,7 +82,7 @@ static void a_full_part_of_the_queue_is_a_limit_and_no_failure(void **state)
         tk_client_free_message(callers[i].a.message);
     }
     assert_true(answered > 0);
-    Trunkd__V1__GetStatusResponse *s = status_of_server();
+    Trunkd__V1__GetStatusResponse *s = trunkd_status(&server);
     assert_int_equal(s->requests, answered);
     assert_int_equal(s->refused, CALLS - answered);
     assert_int_equal(s->failures, 0);

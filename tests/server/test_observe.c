@@ -25,22 +25,6 @@ static trunkd server;
 static int http;
 static fixture_bytes images[3];
 
-/* The port that the log tells. */
-static int http_port(const trunkd *t)
-{
-    FILE *f = fopen(t->log, "r");
-    char line[8192];
-    int port = 0;
-    assert_non_null(f);
-    while (fgets(line, sizeof line, f)) {
-        const char *at = strstr(line, "event=\"http listening\"");
-        if (at && (at = strstr(at, "port="))) port = atoi(at + 5);
-    }
-    fclose(f);
-    assert_true(port > 0);
-    return port;
-}
-
 static int setup(void **state)
 {
     (void)state;
@@ -49,7 +33,7 @@ static int setup(void **state)
     trunkd_prepare(&server, 2);
     trunkd_start(&server, (const char *const[]){"--http", "127.0.0.1:0", "--access-log", "yes",
                                                 "--trainer", "/bin/false", NULL});
-    http = http_port(&server);
+    http = trunkd_http_port(&server);
     return 0;
 }
 

@@ -50,22 +50,10 @@ static void write_file(const char *text)
     assert_int_equal(fclose(f), 0);
 }
 
-static size_t lines_with(const char *text)
-{
-    FILE *f = fopen(server.log, "r");
-    assert_non_null(f);
-    char line[8192];
-    size_t n = 0;
-    while (fgets(line, sizeof line, f))
-        n += strstr(line, text) != NULL;
-    fclose(f);
-    return n;
-}
-
 static void wait_for_line(const char *text)
 {
     for (int ms = 0; ms < PATIENCE_MS; ms += 10) {
-        if (lines_with(text) > 0) return;
+        if (trunkd_log_lines(&server, text) > 0) return;
         nanosleep(&(struct timespec){0, 10000000}, NULL);
     }
     fail_msg("the log has no \"%s\"", text);
@@ -101,13 +89,14 @@ static void what_can_change_does_and_the_rest_is_named(void **state)
     write_file("# a comment\n\n  tenant-queue = 300 # and another\nbatch = 8\nlog-level=warn\n");
     start();
     assert_int_equal(answered_of_three(), 3);
-    assert_int_equal(lines_with("event=call"), 0);
+    assert_int_equal(trunkd_log_lines(&server, "event=call"), 0);
 
     write_file("tenant-queue = 400\nbatch = 4\nthreads = 3\ntenant-rate = 1\naccess-log = yes\n");
     kill(server.pid, SIGHUP);
     wait_for_line("event=\"configuration reloaded\"");
-    assert_int_equal(lines_with("changed=\"tenant-queue=400 tenant-rate=1 access-log=yes "
-                                "log-level=info\" needs-restart=\"threads batch\""),
+    assert_int_equal(trunkd_log_lines(&server,
+                                      "changed=\"tenant-queue=400 tenant-rate=1 access-log=yes "
+                                      "log-level=info\" needs-restart=\"threads batch\""),
                      1);
     assert_in_range(answered_of_three(), 1, 2); /* a new second may begin among them */
     wait_for_line("event=call method=trunkd.v1.Classifier/Classify");
@@ -132,12 +121,12 @@ static void a_broken_file_changes_nothing_and_is_one_line(void **state)
         write_file(broken[i][0]);
         kill(server.pid, SIGHUP);
         wait_for_line(broken[i][1]);
-        assert_int_equal(lines_with("level=error"), i + 1);
+        assert_int_equal(trunkd_log_lines(&server, "level=error"), i + 1);
     }
     unlink(file);
     kill(server.pid, SIGHUP);
     wait_for_line("trunkd.conf: No such file");
-    assert_int_equal(lines_with("configuration reloaded"), 0);
+    assert_int_equal(trunkd_log_lines(&server, "configuration reloaded"), 0);
     assert_int_equal(answered_of_three(), 3);
     assert_int_equal(trunkd_end(&server, SIGTERM), 0);
 }
@@ -149,7 +138,7 @@ static void a_flag_wins_over_the_file(void **state)
     unlink(server.log);
     trunkd_start(&server, (const char *const[]){"--config", file, "--tenant-rate=1000", NULL});
     assert_int_equal(answered_of_three(), 3);
-    assert_true(lines_with("{\"time\"") > 0);
+    assert_true(trunkd_log_lines(&server, "{\"time\"") > 0);
     write_file("tenant-rate = 2\n");
     kill(server.pid, SIGHUP);
     wait_for_line("changed=\"log-format=logfmt\""); /* and the line is in that format */

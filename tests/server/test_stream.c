@@ -146,16 +146,6 @@ static void ends_well(tk_client_call *call)
     ends(call, TK_CLIENT_OK, "");
 }
 
-static Trunkd__V1__GetStatusResponse *status_of_server(void)
-{
-    Trunkd__V1__Empty empty;
-    trunkd__v1__empty__init(&empty);
-    const answer a = ask(server.admin, "/trunkd.v1.Admin/GetStatus", &empty,
-                         &trunkd__v1__get_status_response__descriptor);
-    assert_non_null(a.message);
-    return (Trunkd__V1__GetStatusResponse *)a.message;
-}
-
 static void pause_ms(long ms)
 {
     nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
@@ -340,7 +330,7 @@ static void who_does_not_read_is_not_read(void **state)
     do { /* until nothing moves */
         before = now;
         pause_ms(500);
-        Trunkd__V1__GetStatusResponse *s = status_of_server();
+        Trunkd__V1__GetStatusResponse *s = trunkd_status(&server);
         now = s->requests;
         tk_client_free_message(&s->base);
     } while (now == 0 || now != before);
@@ -370,7 +360,7 @@ static void send_slow(tk_client_call *call)
 
 static uint64_t dropped(void)
 {
-    Trunkd__V1__GetStatusResponse *s = status_of_server();
+    Trunkd__V1__GetStatusResponse *s = trunkd_status(&server);
     const uint64_t n = s->queue ? 0 : s->dropped;
     tk_client_free_message(&s->base);
     return n;
@@ -419,7 +409,7 @@ static void a_stop_answers_what_was_read(void **state)
     tk_client_call *busy = begin(server.alice, 0);
     send_slow(busy);
     for (uint64_t read = 0; read < SLOW;) { /* all of them */
-        Trunkd__V1__GetStatusResponse *s = status_of_server();
+        Trunkd__V1__GetStatusResponse *s = trunkd_status(&server);
         read = s->queue + s->requests - 1;
         tk_client_free_message(&s->base);
         pause_ms(5);
@@ -493,7 +483,7 @@ static void trunkctl_sends_a_folder_as_a_stream(void **state)
     assert_false(trunkd_logged(&server, "Classifier/Classify tenant=alice"));
     /* Too fast for its rate, it waits as long as it is told. */
     trunkd_start(&server,
-                 (const char *const[]){"--tenant-rate", "35", "--access-log", "yes", NULL});
+                 (const char *const[]){"--tenant-rate", "8", "--access-log", "yes", NULL});
     classify_folder(folder);
     assert_int_equal(trunkd_end(&server, SIGTERM), 0);
     assert_true(trunkd_logged(&server, "Classifier/Classify tenant=alice code=OK"));

@@ -99,18 +99,6 @@ static void ctl(int code, const char *settings, const char *arguments, char out[
         fail_msg("trunkctl %s: status %d: %s", arguments, status, out);
 }
 
-static size_t lines_with(const char *text)
-{
-    FILE *f = fopen(server.log, "r");
-    assert_non_null(f);
-    char line[8192];
-    size_t n = 0;
-    while (fgets(line, sizeof line, f))
-        n += strstr(line, text) != NULL;
-    fclose(f);
-    return n;
-}
-
 static void start(const char *how)
 {
     const char *const flags[] = {"--tls-cert", cert,           "--tls-key", key, "--tls-client-ca",
@@ -198,16 +186,16 @@ static void a_new_certificate_needs_no_restart_and_a_broken_one_one_line(void **
     assert_int_equal(heads(NULL, alice, alice_key, &n), TK_CLIENT_OK);
     authority_issue(ca, &wish, cert, key);
     assert_int_equal(heads(NULL, alice, alice_key, &n), TK_CLIENT_OK);
-    assert_int_equal(lines_with("certificate loaded"), 2);
+    assert_int_equal(trunkd_log_lines(&server, "certificate loaded"), 2);
     authority_issue(ca, &wish, cert, spare); /* not the key that is in use */
     for (int i = 0; i < 3; i++)
         assert_int_equal(heads(NULL, alice, alice_key, &n), TK_CLIENT_OK);
-    assert_int_equal(lines_with("certificate not taken"), 1);
-    assert_int_equal(lines_with("certificate loaded"), 2);
+    assert_int_equal(trunkd_log_lines(&server, "certificate not taken"), 1);
+    assert_int_equal(trunkd_log_lines(&server, "certificate loaded"), 2);
     assert_int_equal(rename(spare, key), 0);
     assert_int_equal(heads(NULL, alice, alice_key, &n), TK_CLIENT_OK);
-    assert_int_equal(lines_with("certificate loaded"), 3);
-    assert_int_equal(lines_with("may reach the TLS key"), 1);
+    assert_int_equal(trunkd_log_lines(&server, "certificate loaded"), 3);
+    assert_int_equal(trunkd_log_lines(&server, "may reach the TLS key"), 1);
     assert_int_equal(trunkd_end(&server, SIGTERM), 0);
 }
 
@@ -221,7 +209,7 @@ static void assert_not_logged(const char *file)
         assert_non_null(fgets(line, sizeof line, f));
     fclose(f);
     line[strcspn(line, "\n")] = '\0';
-    assert_int_equal(lines_with(line), 0);
+    assert_int_equal(trunkd_log_lines(&server, line), 0);
 }
 
 /* Something that is no TLS, until the server hangs up. */
@@ -251,10 +239,11 @@ static void handshakes_cannot_fill_the_log_nor_secrets_get_there(void **state)
     assert_int_equal(heads("tk_no_such_token", alice, alice_key, &n), TK_CLIENT_UNAUTHENTICATED);
     assert_int_equal(heads(server.alice_token, alice, alice_key, &n), TK_CLIENT_OK);
     assert_int_equal(trunkd_end(&server, SIGTERM), 0);
-    assert_true(lines_with("peer did not return a certificate") > 0);
-    assert_in_range(lines_with("event=grpc"), 1, STRANGERS / 2); /* a few in ten seconds */
-    assert_int_equal(lines_with(server.alice_token), 0);
-    assert_int_equal(lines_with("tk_no_such_token"), 0);
+    assert_true(trunkd_log_lines(&server, "peer did not return a certificate") > 0);
+    assert_in_range(trunkd_log_lines(&server, "event=grpc"), 1,
+                    STRANGERS / 2); /* a few in ten seconds */
+    assert_int_equal(trunkd_log_lines(&server, server.alice_token), 0);
+    assert_int_equal(trunkd_log_lines(&server, "tk_no_such_token"), 0);
     assert_not_logged(key);
     assert_not_logged(alice_key);
 }

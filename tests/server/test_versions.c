@@ -428,22 +428,6 @@ static void pinned_requests_get_their_version_while_others_are_swapped(void **st
     trunkd_remove(&t);
 }
 
-/* The port that the log tells. */
-static int http_port(const trunkd *t)
-{
-    FILE *f = fopen(t->log, "r");
-    char line[8192];
-    int port = 0;
-    assert_non_null(f);
-    while (fgets(line, sizeof line, f)) {
-        const char *at = strstr(line, "event=\"http listening\"");
-        if (at && (at = strstr(at, "port="))) port = atoi(at + 5);
-    }
-    fclose(f);
-    assert_true(port > 0);
-    return port;
-}
-
 static void pins_of_many_versions_take_no_more_memory_than_allowed(void **state)
 {
     (void)state;
@@ -458,7 +442,7 @@ static void pins_of_many_versions_take_no_more_memory_than_allowed(void **state)
                  (const char *const[]){"--pinned-versions", "2", "--http", "127.0.0.1:0", NULL});
     for (uint64_t v = 4; v <= VERSIONS; v++)
         assert_int_equal(roll_back(&t, v % 2 ? 1 : 2), v);
-    const int http = http_port(&t);
+    const int http = trunkd_http_port(&t);
     memset(loads, 0, sizeof loads);
     loads[0] = (load){.version = ""}; /* is not held up by the others */
     for (size_t i = 1; i < 4; i++)

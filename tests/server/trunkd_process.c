@@ -264,15 +264,34 @@ int trunkd_run(trunkd *t, const char *const *flags)
     return wait_for_end(pid);
 }
 
-bool trunkd_logged(const trunkd *t, const char *text)
+size_t trunkd_log_lines(const trunkd *t, const char *text)
 {
     FILE *f = fopen(t->log, "r");
     char line[8192];
-    bool found = false;
-    while (f && !found && fgets(line, sizeof line, f))
-        found = strstr(line, text) != NULL;
+    size_t n = 0;
+    while (f && fgets(line, sizeof line, f))
+        n += strstr(line, text) != NULL;
     if (f) fclose(f);
-    return found;
+    return n;
+}
+
+bool trunkd_logged(const trunkd *t, const char *text)
+{
+    return trunkd_log_lines(t, text) > 0;
+}
+
+int trunkd_http_port(const trunkd *t)
+{
+    FILE *f = fopen(t->log, "r");
+    char line[8192];
+    int port = 0;
+    while (f && fgets(line, sizeof line, f)) {
+        const char *at = strstr(line, "event=\"http listening\"");
+        if (at && (at = strstr(at, "port="))) port = atoi(at + 5);
+    }
+    if (f) fclose(f);
+    assert(port > 0);
+    return port;
 }
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
@@ -418,4 +437,14 @@ tk_client_status import_trunk(tk_client *client, fixture_bytes file, const char 
     tk_client_status status;
     tk_client_finish(call, &status);
     return status;
+}
+
+Trunkd__V1__GetStatusResponse *trunkd_status(const trunkd *t)
+{
+    Trunkd__V1__Empty empty;
+    trunkd__v1__empty__init(&empty);
+    const answer a = ask(t->admin, "/trunkd.v1.Admin/GetStatus", &empty,
+                         &trunkd__v1__get_status_response__descriptor);
+    assert(a.message);
+    return (Trunkd__V1__GetStatusResponse *)a.message;
 }

@@ -38,8 +38,11 @@ void trunkd_remove(trunkd *t);
 /* Runs the program to its end with flags only; gives the exit status. Its standard error goes to
  * t->log. */
 int trunkd_run(trunkd *t, const char *const *flags);
-/* Whether the log has this text. */
+/* How many lines of the log have this text, and whether any has. */
+size_t trunkd_log_lines(const trunkd *t, const char *text);
 bool trunkd_logged(const trunkd *t, const char *text);
+/* The port of --http, as the log tells it. */
+int trunkd_http_port(const trunkd *t);
 
 /* One request, its answer (or NULL) and status. The answer is for tk_client_free_message. */
 typedef struct answer {
@@ -56,6 +59,9 @@ answer classify(tk_client *client, const fixture_bytes *images, size_t n, const 
 /* Uploads n images with their labels; *id is the data set's, 0 on failure. */
 tk_client_status upload(tk_client *client, const char *name, const fixture_bytes *images,
                         const char *const *labels, size_t n, uint64_t *id);
+
+/* GetStatus, for tk_client_free_message. */
+Trunkd__V1__GetStatusResponse *trunkd_status(const trunkd *t);
 
 /* ExportVersion into memory, for free(). */
 fixture_bytes export_version(tk_client *client, uint64_t number, tk_client_status *status);
