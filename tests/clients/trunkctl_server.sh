@@ -144,6 +144,7 @@ expect 0 '"rate": 500' admin tenant limits alice --json
 expect 1 'weight is 1000, but must be 0.01 to 100' admin tenant limits alice --weight 1000
 expect 1 'NOT_FOUND' admin tenant limits nobody
 expect 1 'PERMISSION_DENIED' alice tenant limits alice
+expect 0 '^weight +2$' admin tenant limits alice --rate 0
 expect 1 'NOT_FOUND' bob classify "${photos[0]}" --head type
 expect 1 'NOT_FOUND' alice classify "${photos[0]}" --head colour
 expect 0 '[1-9][0-9]* requests, 0 failed' alice classify "${photos[@]}" --repeat --for 1 --interval 10

@@ -379,7 +379,7 @@ static void what_nobody_waits_for_leaves_the_queue(void **state)
 {
     (void)state;
     tk_client_status status;
-    trunkd_start(&server, (const char *const[]){"--decode-threads", "1", NULL});
+    trunkd_start(&server, (const char *const[]){"--decode-threads", "1", "--grace-s", "60", NULL});
     tk_client_call *call = begin(server.alice, 0);
     send_slow(call);
     hear_ok(call, "0", 1);
@@ -402,7 +402,7 @@ static void a_stop_answers_what_was_read(void **state)
 {
     (void)state;
     char id[32];
-    trunkd_start(&server, (const char *const[]){"--decode-threads", "1", NULL});
+    trunkd_start(&server, (const char *const[]){"--decode-threads", "1", "--grace-s", "60", NULL});
     tk_client_call *idle = begin(server.bob, 0);
     assert_true(say(idle, "1", images, 1, NULL, 0));
     hear_ok(idle, "1", 1);
@@ -482,8 +482,7 @@ static void trunkctl_sends_a_folder_as_a_stream(void **state)
     assert_true(trunkd_logged(&server, "Classifier/ClassifyStream tenant=alice code=OK"));
     assert_false(trunkd_logged(&server, "Classifier/Classify tenant=alice"));
     /* Too fast for its rate, it waits as long as it is told. */
-    trunkd_start(&server,
-                 (const char *const[]){"--tenant-rate", "8", "--access-log", "yes", NULL});
+    trunkd_start(&server, (const char *const[]){"--tenant-rate", "8", "--access-log", "yes", NULL});
     classify_folder(folder);
     assert_int_equal(trunkd_end(&server, SIGTERM), 0);
     assert_true(trunkd_logged(&server, "Classifier/Classify tenant=alice code=OK"));
