@@ -10,13 +10,6 @@
 #include "engine/pool.h"
 #include "heads/model.h"
 
-/* How much sparser a test of every place may look where everything is many times slower. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { FIXTURE_SPARSE = 4 };
-#else
-enum { FIXTURE_SPARSE = 1 };
-#endif
-
 typedef enum fixture_task { FIXTURE_COLOUR, FIXTURE_STRIPES } fixture_task;
 enum { FIXTURE_CLASSES = 3, FIXTURE_PNG_MAX = 16384 };
 

@@ -486,7 +486,7 @@ static void a_cancelled_job_resumes_with_the_same_bits(void **state)
     size_t size_a, size_b, stops = 0;
     tk_job_opts o = bob_job("broken-off");
     o.checkpoint_seconds = 1e9; /* only those that cancelling writes */
-    for (long patience = 9;; patience += 40 * FIXTURE_SPARSE, stops++) {
+    for (long patience = 9;; patience += 40, stops++) {
         long left = patience;
         tk_job_result r;
         o.ctx = &left;

@@ -227,7 +227,7 @@ static void check_resume(const char *recipe, const tk_setting *set, size_t n_set
     o = with_validation(job(broken, recipe, &peace));
     o.set = set, o.n_set = n_set;
     o.checkpoint_seconds = 1e9; /* only those that cancelling writes */
-    for (long patience = 4;; patience += 4 * FIXTURE_SPARSE, stops++) {
+    for (long patience = 4;; patience += 4, stops++) {
         spy s = {.stop_after = patience};
         tk_diag diag = {0};
         o.ctx = &s;
