@@ -104,19 +104,24 @@ static tk_err refuse_queue_locked(tk_batcher *b, const tk__tenant *t, tk_infer *
                    b->bytes, r->bytes, b->opts.max_bytes, r->retry_ms);
 }
 
-/* Would the deadline pass before the request's turn is over? Only a queue of some length tells,
- * only when its pace is known, and a quarter of the estimate is allowed for its being wrong. */
+/* Would the deadline pass before the request's turn is over, and with it the whole pass? Only a
+ * queue of more than a pass tells, and only when its pace is known. A quarter of the estimate is
+ * kept for its being wrong: under an overload that lasts, the queue grows to just what is admitted
+ * here, and were that a little too much, every request in it would be answered a little too late.
+ */
 static tk_err check_deadline_locked(tk_batcher *b, const tk__tenant *t, const tk_infer *r,
                                     int64_t now, tk_diag *diag)
 {
-    if (r->deadline_ns == INT64_MAX || b->images < TK__AHEAD * b->opts.max_batch) return TK_OK;
+    const size_t pass = b->opts.max_batch;
+    if (r->deadline_ns == INT64_MAX || b->images < pass) return TK_OK;
     /* Of the tenant's own: what is decoded, then its requests in turn. */
     const size_t before = tk__tenant_requests_until(t, r->priority);
     const size_t turns = r->n_images * (before + 1) + t->ahead;
     const size_t mine = t->images + r->n_images, own = turns < mine ? turns : mine;
-    const int64_t need = tk__pace_of(&b->pace, shared_locked(b, t, own, b->images + r->n_images));
+    const size_t until = shared_locked(b, t, own, b->images + r->n_images);
+    const int64_t need = tk__pace_of(&b->pace, (until + pass - 1) / pass * pass);
     const int64_t have = r->deadline_ns > now ? r->deadline_ns - now : 0;
-    if (need - need / 4 <= have) return TK_OK;
+    if (need + need / 4 <= have) return TK_OK;
     b->stats.refused_deadline++;
     return tk_fail(diag, TK_DEADLINE,
                    "the deadline is in %lld ms, but with %zu images in the queue the answer would "

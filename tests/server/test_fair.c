@@ -495,7 +495,7 @@ static void a_deadline_that_cannot_be_met_is_refused_at_once(void **state)
     assert_int_equal(hopeless->infer->retry_ms, 0);
     forget(hopeless);
     asked *modest = ask_as(CAROL, model, 1); /* its turn is soon, however much alice has sent */
-    modest->infer->deadline_ns = time_now + 200 * ms;
+    modest->infer->deadline_ns = time_now + 400 * ms;
     assert_int_equal(tk_batcher_submit(b, modest->infer, NULL), TK_OK);
     asked *patient = ask_as(ALICE, model, 200);
     patient->infer->deadline_ns = time_now + 3600 * second;
