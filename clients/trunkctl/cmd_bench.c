@@ -33,7 +33,7 @@ typedef struct bench {
     const tk__cmd *cmd;
     tk__list images, heads;
     const char *call_name, *tokens_file, *admin_token, *admin_token_file, *csv;
-    uint64_t concurrency, batch, connections, deadline_ms, seed;
+    uint64_t concurrency, batch, calls, connections, deadline_ms, seed;
     double rate, seconds, warm_up;
     what_call call;
     /* what is made of them */
@@ -326,6 +326,7 @@ static int run(bench *b)
     load->rate = b->rate;
     load->warm_up_s = b->warm_up;
     load->seconds = b->seconds;
+    load->calls = b->calls;
     load->timeout_ms = (unsigned)(b->deadline_ms ? b->deadline_ms : b->ctl->timeout_ms);
     load->deadline_ms = (unsigned)b->deadline_ms;
     load->seed = b->seed;
@@ -352,6 +353,7 @@ static int check_load(bench *b)
     if (b->concurrency > TK__GEN_IN_FLIGHT_MAX)
         return tk__usage(b->cmd, "--concurrency is %llu, but must be 1 to %d",
                          (unsigned long long)b->concurrency, TK__GEN_IN_FLIGHT_MAX);
+    if (isnan(b->seconds)) b->seconds = b->calls ? 86400 : 10;
     if (!(b->seconds >= 0.1 && b->seconds <= 86400))
         return tk__usage(b->cmd, "--seconds is %g, but must be 0.1 to 86400", b->seconds);
     if (!(b->warm_up >= 0 && b->warm_up <= 3600))
@@ -427,7 +429,7 @@ int tk__cmd_bench(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
                  .call_name = "classify",
                  .batch = 1,
                  .seed = 1,
-                 .seconds = 10,
+                 .seconds = NAN, /* not given */
                  .warm_up = 1};
     const char *heads = NULL;
     tk__list rest;
@@ -437,7 +439,10 @@ int tk__cmd_bench(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
          "closed loop: N calls in flight at any time (default 8)"},
         {"rate", 'r', TK__REAL, &b->rate, "R",
          "open loop: R calls a second at random (Poisson), whatever the server does"},
-        {"seconds", 0, TK__REAL, &b->seconds, "S", "how long to measure (default 10)"},
+        {"seconds", 0, TK__REAL, &b->seconds, "S",
+         "how long to measure (default 10; with --calls: until they are counted)"},
+        {"calls", 'n', TK__NUMBER, &b->calls, "N",
+         "measure until so many calls have ended (default: as long as --seconds says)"},
         {"warm-up", 0, TK__REAL, &b->warm_up, "S", "seconds before that (default 1)"},
         {"batch", 0, TK__NUMBER, &b->batch, "N", "images in one call (default 1, at most 256)"},
         {"head", 0, TK__TEXT, &heads, "A,B", "only these heads (default: all of the tenant)"},

@@ -31,6 +31,7 @@ typedef struct generator {
     pthread_mutex_t lock;
     int64_t end_ns;                        /* lock; no call starts after it */
     uint64_t in_flight, answered, refused; /* lock; the latter two for the progress line */
+    uint64_t counted;                      /* lock; calls, however they ended */
     bool sent_all;                         /* lock */
     /* of whoever starts calls: one thread at a time */
     dice tenants;
@@ -200,13 +201,16 @@ static void take(generator *g, tk_client_done *done)
     const int64_t now = tk__now_ns();
     const tk__gen_end kind = kind_of(g, done->status.code, now - f->sent_ns);
     const int64_t when = g->opts->concurrency ? now : f->meant_ns;
-    if (when >= g->counted_ns && when < end_of(g)) count(g, f, done, kind, now);
+    const bool counts = when >= g->counted_ns && when < end_of(g);
+    if (counts) count(g, f, done, kind, now);
     tk_client_free_message(done->answer);
     free(f);
     pthread_mutex_lock(&g->lock);
     g->in_flight--;
     g->answered += kind == TK__GEN_OK;
     g->refused += kind == TK__GEN_REFUSED;
+    g->counted += counts;
+    if (g->opts->calls && g->counted >= g->opts->calls && now < g->end_ns) g->end_ns = now;
     pthread_mutex_unlock(&g->lock);
 }
 
@@ -250,25 +254,28 @@ static void show(generator *g, int64_t begun_ns)
     if (!g->opts->progress) return;
     pthread_mutex_lock(&g->lock);
     const unsigned long long answered = g->answered, refused = g->refused, flying = g->in_flight;
+    const uint64_t counted = g->counted;
+    const int64_t end = g->end_ns;
     pthread_mutex_unlock(&g->lock);
     const int64_t now = tk__now_ns();
     const double total = g->opts->warm_up_s + g->opts->seconds;
     const double at = (double)(now - begun_ns) * 1e-9;
+    const double calls = g->opts->calls ? (double)counted / (double)g->opts->calls : 0;
     fputs("\r\033[K", stderr);
-    tk__bar(stderr, at < total ? at / total : 1, 30);
+    tk__bar(stderr, fmin(1, fmax(calls, at / total)), 30);
     fprintf(stderr, " %s: %llu answered, %llu refused, %llu in flight",
             now < g->counted_ns ? "warming up"
-            : at < total        ? "measuring"
+            : now < end         ? "measuring"
                                 : "waiting for the rest",
             answered, refused, flying);
     fflush(stderr);
 }
 
-/* Waits for `until_ns` or Ctrl-C, which moves the end to now. */
+/* Waits for `until_ns`, the end, should that come first, or Ctrl-C, which moves the end to now. */
 static void wait_until(generator *g, int64_t begun_ns, int64_t until_ns)
 {
     int64_t shown = 0;
-    for (int64_t now; (now = tk__now_ns()) < until_ns && !tk__stop_asked();) {
+    for (int64_t now; (now = tk__now_ns()) < until_ns && now < end_of(g) && !tk__stop_asked();) {
         if (now - shown >= 200000000) {
             show(g, begun_ns);
             shown = now;
@@ -311,7 +318,7 @@ static void watch_over(generator *g, int64_t begun_ns)
     const double cpu = cpu_seconds();
     if (!tk__stop_asked()) opts->at_window(opts->arg, false);
     wait_until(g, begun_ns, g->end_ns);
-    const int64_t took = g->end_ns - g->counted_ns; /* nobody else moves the end */
+    const int64_t took = end_of(g) - g->counted_ns; /* it has passed: nobody moves it any more */
     g->result->seconds = took > 0 ? (double)took * 1e-9 : 0;
     if (took > 0) g->result->client_cpus = (cpu_seconds() - cpu) / g->result->seconds;
     if (took > 0) opts->at_window(opts->arg, true);

@@ -39,6 +39,7 @@ typedef struct tk__gen_opts {
     uint64_t concurrency; /* closed loop, 1..TK__GEN_IN_FLIGHT_MAX; 0: open loop */
     double rate;          /* open loop: calls a second */
     double warm_up_s, seconds;
+    uint64_t calls;       /* counting ends with so many, too; 0: with the time alone */
     unsigned timeout_ms;  /* of a call, as its gRPC deadline */
     unsigned deadline_ms; /* an answer within it is a good one; 0: any is */
     uint64_t seed;
@@ -58,7 +59,7 @@ typedef enum tk__gen_end {
 } tk__gen_end;
 
 typedef struct tk__gen_result {
-    double seconds;    /* that were counted; fewer than asked after Ctrl-C */
+    double seconds;    /* that were counted; fewer than asked after `calls` or Ctrl-C */
     uint64_t requests; /* ended in all ways + unsent */
     uint64_t unsent;   /* open loop: too many were in flight */
     uint64_t good;     /* OK within the deadline */
