@@ -10,7 +10,8 @@ void *tk_calloc(size_t n, size_t size);
 /* Grows or shrinks; the new tail is not zeroed. */
 void *tk_realloc(void *p, size_t size);
 char *tk_strdup(const char *s);
-/* 64-byte aligned, zeroed; free with tk_free(). */
+/* 64-byte aligned, zeroed; free with tk_free(). From 2 MiB on the system is asked for huge pages.
+ */
 void *tk_aligned_calloc(size_t n, size_t size);
 void tk_free(const void *p); /* NULL is fine */
 
@@ -29,7 +30,8 @@ typedef struct tk_arena {
 } tk_arena;
 
 bool tk_arena_init(tk_arena *a, size_t size);
-void *tk_arena_alloc(tk_arena *a, size_t n, size_t size); /* 64-byte aligned, not zeroed; NULL when full */
+void *tk_arena_alloc(tk_arena *a, size_t n,
+                     size_t size); /* 64-byte aligned, not zeroed; NULL when full */
 void tk_arena_reset(tk_arena *a);
 void tk_arena_fini(tk_arena *a);
 

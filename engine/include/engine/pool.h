@@ -12,7 +12,7 @@ typedef struct tk_pool tk_pool;
 typedef void tk_pool_fn(void *ctx, size_t task, size_t thread);
 
 /* `threads` counts the caller: 1 starts no thread. 0 means one per online core. Workers sleep while
- * idle (after at most some tens of microseconds of spinning). */
+ * idle (after at most a millisecond, in which they yield to anybody who wants to run). */
 TK_MUST tk_err tk_pool_create(tk_pool **out, unsigned threads);
 void tk_pool_destroy(tk_pool *pool); /* NULL is fine; joins */
 unsigned tk_pool_threads(const tk_pool *pool);
