@@ -104,6 +104,6 @@ tk__conv tk__unit_geo(const tk__layout *l, const tk__unit *u, size_t n)
                     .pad_y = (ptrdiff_t)u->pad,
                     .pad_x = (ptrdiff_t)u->pad,
                     .bf16 = l->bf16};
-    geo.way = tk__conv_choose(&geo, l->images);
+    geo.way = l->images == TK__ALL_DIRECT ? TK__DIRECT : tk__conv_choose(&geo, l->images);
     return geo;
 }

@@ -9,9 +9,9 @@
 
 enum { TK__MAX_UNITS = 64, TK__MAX_MAPS = 66, TK__NO_MAP = -1, TK__INPUT_MAP = 0 };
 
-/* The inference plan's layout.images: kernels are chosen for small batches, the same whatever the
- * batch, so that an answer does not depend on it. */
-enum { TK__PLAN_IMAGES = 4 };
+/* layout.images of the inference plan: kernels are chosen for small batches, the same whatever the
+ * batch, so that an answer does not depend on it. And of the reference: nothing is chosen. */
+enum { TK__PLAN_IMAGES = 4, TK__ALL_DIRECT = 0 };
 
 typedef struct tk__map {
     size_t h, w, c; /* of one image, NHWC */

@@ -93,8 +93,9 @@ static tk_err check_args(tk_arch arch, unsigned px, size_t max_batch, tk_diag *d
     return tk_arch_check_px(arch, px, diag);
 }
 
-tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
-                      tk_pool *pool, tk_diag *diag)
+/* `images` as in tk__layout. */
+static tk_err create(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
+                     size_t images, tk_pool *pool, tk_diag *diag)
 {
     *out = NULL;
     const tk_err err = check_args(params->arch, px, max_batch, diag);
@@ -104,7 +105,7 @@ tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_
     p->arch = params->arch;
     p->max_batch = max_batch;
     p->ex = (tk__exec){.kn = tk__kernels_get(), .pool = pool};
-    tk__layout_init(&p->layout, params->arch, px, TK__PLAN_IMAGES);
+    tk__layout_init(&p->layout, params->arch, px, images);
     plan_route(p);
     p->floats = lay_out(p, NULL);
     p->block = tk_aligned_calloc(p->floats, sizeof *p->block);
@@ -118,6 +119,18 @@ tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_
         fold(p, params, i);
     *out = p;
     return TK_OK;
+}
+
+tk_err tk_plan_create(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
+                      tk_pool *pool, tk_diag *diag)
+{
+    return create(out, params, px, max_batch, TK__PLAN_IMAGES, pool, diag);
+}
+
+tk_err tk_plan_create_direct(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,
+                             tk_pool *pool, tk_diag *diag)
+{
+    return create(out, params, px, max_batch, TK__ALL_DIRECT, pool, diag);
 }
 
 tk_err tk_plan_create_as(tk_plan **out, const tk_params *params, unsigned px, size_t max_batch,

@@ -86,8 +86,9 @@ static double loss(const subject *s, tk_params *params, tk_bn_mode mode)
 static void check_plan(tk_arch arch, unsigned px)
 {
     subject s = make_subject(arch, px, 2);
-    tk_plan *plan;
+    tk_plan *plan, *direct;
     assert_int_equal(tk_plan_create(&plan, s.params, px, 2, pool, NULL), TK_OK);
+    assert_int_equal(tk_plan_create_direct(&direct, s.params, px, 2, pool, NULL), TK_OK);
     const float *want;
     float *got = zeros(2 * s.features), *alone = zeros(s.features);
     tk_graph_forward(s.graph, s.params, 2, s.x, TK_BN_FROZEN, &want);
@@ -96,7 +97,9 @@ static void check_plan(tk_arch arch, unsigned px)
     assert_true(distance(2 * s.features, got, want) < 1e-4);
     tk_plan_run(plan, 1, s.x + s.pixels, alone);
     assert_memory_equal(alone, got + s.features, s.features * sizeof *alone);
-    tk_plan_destroy(plan);
+    tk_plan_run(direct, 1, s.x + s.pixels, alone);
+    assert_true(distance(s.features, got + s.features, alone) < 1e-4);
+    tk_plan_destroy(plan), tk_plan_destroy(direct);
     tk_free(got), tk_free(alone);
     drop_subject(&s);
 }
@@ -134,6 +137,10 @@ static void plan_tells_how_it_computes(void **state)
     assert_non_null(strstr(text, "13 of 20 convolutions by Winograd, 13 of them F(4x4)"));
     tk_plan_describe(plan, text, 5);
     assert_string_equal(text, "fp32");
+    tk_plan_destroy(plan);
+    assert_int_equal(tk_plan_create_direct(&plan, s.params, 224, 1, pool, NULL), TK_OK);
+    tk_plan_describe(plan, text, sizeof text);
+    assert_non_null(strstr(text, "0 of 20 convolutions by Winograd"));
     tk_plan_destroy(plan);
     drop_subject(&s);
 }
