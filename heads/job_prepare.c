@@ -128,8 +128,9 @@ static tk_err split_data(tk__job *j)
     j->r->n_train = j->split.n_train;
     j->r->n_held = j->split.n_held;
     j->r->batch = tk_train_batch(r, j->split.n_train);
-    j->r->recipe.epochs =
-        (double)tk_train_epochs(r, j->split.n_train); /* as used, for the report */
+    const size_t epochs = tk_train_epochs(r, j->split.n_train);
+    j->r->recipe.epochs = (double)epochs; /* as used, for the report */
+    if (r->views == 0) j->r->recipe.views = (double)(epochs < TK_MAX_VIEWS ? epochs : TK_MAX_VIEWS);
     if (j->split.n_held == 0)
         tk__job_say(j, true, "no class has an image to spare: the new head is not validated");
     return find_majority(j);

@@ -29,7 +29,8 @@ static const tk_recipe_field fields[] = {
     FIELD(batch_norm, 0, 1, true, "0 frozen statistics, 1 of the batch"),
     FIELD(compute, 0, 1, true, "0 fp32, 1 bf16 products (fast with AVX512_BF16)"),
     FIELD(warm_up, 0, 10000, true, "passes of the new head over cached features; 0: random head"),
-    FIELD(views, 1, 64, true, "augmented views of each image"),
+    FIELD(views, 0, TK_MAX_VIEWS, true,
+          "augmented views of each image; 0: a new one in each epoch, as far as 64 go"),
     FIELD(pad, 0, 0.5, false, "random crop: margin, as a part of the crop"),
     FIELD(flip, 0, 1, true, "1: mirror half of the views"),
     FIELD(scale_min, 0.05, 1, false, "smallest area of a random resized crop; 1: off"),
@@ -198,8 +199,9 @@ static void adjust_for_arch(tk_recipe *r, tk_arch arch)
         return;
     r->steps = 1000;
     if (r->kappa > 0 && r->lambda > 0) {
-        r->kappa = 2;
+        r->kappa = 2.5;
         r->lambda = 3e-4;
+        r->views = 0; /* eight are learnt by heart */
     }
 }
 

@@ -71,7 +71,7 @@ static void a_bad_value_is_refused_with_field_limit_and_value(void **state)
         {"batch", 0, {"batch", "0 is", "1..1024"}},
         {"epochs", 1e9, {"epochs", "1e+09", "0..10000"}},
         {"epochs", 2.5, {"epochs", "2.5", "whole"}},
-        {"views", 65, {"views", "65", "1..64"}},
+        {"views", 65, {"views", "65", "0..64"}},
         {"validation", 0.9, {"validation", "0.9", "0.01..0.5"}},
         {"compute", 2, {"compute", "2 is", "0..1"}},
         {"projection", (double)NAN, {"projection", "nan", "0..1"}},

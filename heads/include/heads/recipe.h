@@ -9,6 +9,8 @@
 #include "engine/err.h"
 #include "engine/net.h"
 
+enum { TK_MAX_VIEWS = 64 };
+
 /* Every number is a double so that all are set, checked and reported alike; recipe.c's table says
  * what each means and may be. */
 typedef struct tk_recipe {
