@@ -107,18 +107,18 @@ bool tk_gate_decide(const tk_gate_record *records, size_t n, char *reason, size_
         used = snprintf(
             reason, size,
             "%zu of %zu existing heads would fall below their floor; head \"%s\": %.1f %% "
-            "after %.1f %%, floor %.1f %% (best %.1f less %.1f points; paired change "
+            "before, %.1f %% after, floor %.1f %% (best %.1f less %.1f points; paired change "
             "%+.1f +- %.1f on %zu images)",
-            refused, n, worst->head, 100 * worst->after, 100 * worst->before, 100 * worst->floor,
+            refused, n, worst->head, 100 * worst->before, 100 * worst->after, 100 * worst->floor,
             100 * worst->best, worst->tolerance, 0 - worst->drop, worst->se, worst->n);
     else
-        used =
-            snprintf(reason, size,
-                     "no existing head falls below its floor; nearest to it is head \"%s\": "
-                     "%.1f %% after %.1f %%, floor %.1f %% (paired change %+.1f +- %.1f points on "
-                     "%zu images)",
-                     worst->head, 100 * worst->after, 100 * worst->before, 100 * worst->floor,
-                     0 - worst->drop, worst->se, worst->n);
+        used = snprintf(
+            reason, size,
+            "no existing head falls below its floor; nearest to it is head \"%s\": "
+            "%.1f %% before, %.1f %% after, floor %.1f %% (paired change %+.1f +- %.1f points on "
+            "%zu images)",
+            worst->head, 100 * worst->before, 100 * worst->after, 100 * worst->floor,
+            0 - worst->drop, worst->se, worst->n);
     if (weak && used > 0 && (size_t)used < size)
         used +=
             snprintf(reason + used, size - (size_t)used,

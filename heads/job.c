@@ -41,6 +41,16 @@ static tk_err work(tk__job *j)
     return err == TK_OK ? tk__job_finish(j) : err;
 }
 
+/* The result's names are the base's, which it owns, but for the job's own head. */
+static void outlive(tk__job *j)
+{
+    tk_job_result *r = j->r;
+    r->after[r->n_others].head = r->head;
+    if (!j->was) return;
+    r->before[j->refreshed].head = r->after[j->refreshed].head = r->earlier;
+    r->gate[j->refreshed].head = r->earlier;
+}
+
 tk_err tk_job_run(const tk_job_opts *opts, tk_job_result *result, tk_diag *diag)
 {
     tk_diag own = {0};
@@ -50,7 +60,7 @@ tk_err tk_job_run(const tk_job_opts *opts, tk_job_result *result, tk_diag *diag)
                               .alpha = 1};
     tk__job j = {.o = opts, .r = result, .diag = diag ? diag : &own};
     const tk_err err = work(&j);
-    if (err == TK_OK) result->after[result->n_others].head = result->head; /* outlives the job */
+    if (err == TK_OK) outlive(&j);
     tk__job_fini(&j);
     return err;
 }
@@ -103,6 +113,7 @@ void tk_job_result_fini(tk_job_result *result)
     tk_free(result->checks);
     tk_free(result->curve);
     tk_free(result->head);
+    tk_free(result->earlier);
     tk_model_destroy(result->base);
     *result = (tk_job_result){0};
 }

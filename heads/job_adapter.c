@@ -67,7 +67,7 @@ bool tk__job_wants_adapter(const tk__job *j)
     const tk_recipe *r = &j->r->recipe;
     if (!r->train_trunk) return r->adapter;
     return r->policy == TK_POLICY_AUTO && !r->from_scratch && j->n_others > 0 && j->o->gate &&
-           j->o->fallback_probe;
+           tk__job_may_fall_back(j);
 }
 
 /* Trains by the recipe at work, which leaves the trunk alone; what it finds becomes j->adapted. */

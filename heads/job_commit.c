@@ -55,7 +55,7 @@ static void say_committed(tk_job_result *r, bool admitted, const char *gate)
 /* Joint training did not bring an admissible point: as the job says. */
 static tk_err fall_back(tk__job *j, const char *why)
 {
-    if (j->o->fallback_probe) return tk__job_keep_apart(j, why);
+    if (tk__job_may_fall_back(j)) return tk__job_keep_apart(j, why);
     j->r->outcome = TK_OUTCOME_REJECT;
     snprintf(j->r->reason, sizeof j->r->reason, "%s", why);
     return TK_OK; /* the result holds the validation of what is refused */
@@ -76,11 +76,15 @@ tk_err tk__job_decide(tk__job *j, const tk__point *point, bool diverged)
         else if (err == TK_OK)
             snprintf(why, sizeof why, "%.80s: %s", cause, gate);
         if (err == TK_OK) err = fall_back(j, why);
-    } else if (!r->recipe.from_scratch && j->o->gate && j->o->fallback_probe && j->n_others > 0 &&
-               point->verdict.worth <= tk__job_apart_worth(j)) {
+    } else if (!r->recipe.from_scratch && j->o->gate && tk__job_may_fall_back(j) &&
+               j->n_others > 0 && point->verdict.worth <= tk__job_apart_worth(j)) {
         r->joint_accuracy = point->verdict.worth;
-        err = tk__job_keep_apart(j,
-                                 "joint training is worth no more than what costs nobody anything");
+        snprintf(
+            why, sizeof why,
+            "joint training is worth %.1f %%, no more than the %.1f %% that cost no other head "
+            "anything",
+            100 * r->joint_accuracy, 100 * tk__job_apart_worth(j));
+        err = tk__job_keep_apart(j, why);
     } else {
         err = judge(j, &j->now, gate, sizeof gate, &admitted);
         if (err == TK_OK && j->o->gate && !admitted) {
@@ -137,7 +141,7 @@ static tk_err add_fisher(tk__job *j, tk_model *candidate)
     const size_t trained = candidate->trunk->trained;
     const size_t wanted = (size_t)r->fisher_samples;
     const size_t n = wanted < j->split.n_train ? wanted : j->split.n_train;
-    if (n == 0) return TK_OK;
+    if (n == 0 && !j->was) return TK_OK;
     uint32_t *images = NULL, *labels = NULL;
     float *fisher = tk_aligned_calloc(trained, sizeof *fisher);
     tk_err err = fisher ? sample_images(j, n, &images, &labels) : TK_NOMEM;
@@ -159,6 +163,7 @@ static tk_err add_fisher(tk__job *j, tk_model *candidate)
         err =
             tk_fisher_compute(tk_objective_graph(j->objective), candidate->trunk, &j->base->preproc,
                               &opts, j->o->pool, fisher, &candidate->fisher_scale, j->diag);
+    if (err == TK_OK && j->was) tk_ewc_share_add(&j->was->share, 1, fisher); /* go on with it */
     if (err == TK_OK) err = merge(r, candidate, tk_model_head(candidate, j->o->head), fisher);
     if (err == TK_NOMEM) tk_fail(j->diag, err, "Fisher: out of memory");
     j->r->fisher_scale = candidate->fisher_scale;
@@ -222,7 +227,7 @@ static tk_err make_candidate(tk__job *j, tk_model **out)
     for (size_t h = 0; h < j->n_others; h++) {
         const tk_gate_record *g = &j->r->gate[h];
         tk_head *other = tk_model_head(m, j->others[h]->id);
-        if (!g->agreement && g->n > 0) other->best = fmax(g->best, g->after);
+        if (h != j->refreshed && !g->agreement && g->n > 0) other->best = fmax(g->best, g->after);
     }
     tk_student_to_head(&j->now, j->head);
     err = tk_head_clone(&head, j->head);
@@ -243,11 +248,12 @@ static tk_err write_validation(tk__job *j)
     if (err == TK_OK) err = tk_pack_create(&w, path, j->diag);
     if (err != TK_OK) return err;
     for (size_t l = 0; l < j->r->classes && err == TK_OK; l++)
-        err = tk_pack_label(w, tk_pack_label_name(j->pack, (uint32_t)l), &index, j->diag);
+        err = tk_pack_label(w, j->names[l], &index, j->diag);
     for (size_t i = 0; i < j->split.n_held && err == TK_OK; i++) {
         const tk_pack_item item = tk_pack_get(j->pack, j->split.held[i]);
-        err = tk_pack_add(w, item.label, item.name, item.data, item.size, j->diag);
+        err = tk_pack_add(w, j->class_of[item.label], item.name, item.data, item.size, j->diag);
     }
+    if (err == TK_OK && j->was) err = tk__job_keep_earlier(j, w);
     if (err == TK_OK) return tk_pack_commit(w, j->diag);
     tk_pack_abort(w);
     return err;
@@ -265,6 +271,7 @@ tk_err tk__job_finish(tk__job *j)
     if (err == TK_OK) {
         tk__job_enter(j, TK_STAGE_PRECISIONS);
         err = tk__job_precisions(j, candidate);
+        if (err == TK_OK && j->was) tk__job_merge_earlier(j, candidate);
         tk__job_leave(j);
     }
     if (err == TK_OK) {
@@ -276,7 +283,8 @@ tk_err tk__job_finish(tk__job *j)
     if (err == TK_OK) {
         tk__job_enter(j, TK_STAGE_WRITE);
         err = tk_model_save(candidate, path, j->diag);
-        if (err == TK_OK && j->o->keep_validation && j->split.n_held > 0) err = write_validation(j);
+        if (err == TK_OK && j->o->keep_validation && j->r->after[j->n_others].n > 0)
+            err = write_validation(j);
         tk__job_leave(j);
     }
     tk_model_destroy(candidate);

@@ -25,12 +25,16 @@ typedef struct tk__job {
     tk_pack *pack;
     tk_canvases *canvases;
     tk_split split;
-    uint32_t *labels, *held_labels; /* of split.train and split.held */
+    const char **names;             /* [r->classes], borrowed from base and pack */
+    uint32_t *class_of;             /* [labels of the pack] */
+    uint32_t *labels, *held_labels; /* classes of split.train and split.held */
     tk_augment augment;
     tk_validator *validator;
     tk_head *head; /* the new one */
     size_t n_others;
     tk_head *const *others;
+    const tk_head *was; /* the base's head that is refreshed; NULL: none is */
+    size_t refreshed;   /* its place among the others; n_others: none */
     tk_pseudo_labels *pseudo;
 
     /* learnt */
@@ -55,6 +59,9 @@ TK_MUST tk_err tk__job_prepare(tk__job *j);
 void tk__job_fini(tk__job *j);
 /* The new head, without weights and adapter. */
 TK_MUST tk_err tk__job_make_head(const tk__job *j, tk_head **out);
+/* May the probe, or an adapter, take the place of joint training? Not of a head that is refreshed:
+ * it stays as it is then. */
+bool tk__job_may_fall_back(const tk__job *j);
 /* DIR/name. */
 TK_MUST tk_err tk__job_path(const tk__job *j, const char *name, char *out, size_t size);
 enum { TK__PATH = 4096 };
@@ -82,6 +89,17 @@ TK_MUST tk_err tk__job_start_adapter(tk__job *j);
 double tk__job_apart_worth(const tk__job *j);
 /* That one is the outcome. */
 TK_MUST tk_err tk__job_keep_apart(tk__job *j, const char *why);
+
+/* job_refresh.c: a head that goes on learning. */
+/* Which head, if the recipe asks for it. */
+TK_MUST tk_err tk__job_find_refreshed(tk__job *j);
+/* Where its training begins, in j->warm: the head as it is, new classes with weight 0. */
+void tk__job_start_refresh(tk__job *j);
+/* The result's and the candidate's numbers of the head become those of all its held-out images,
+ * the earlier and the new ones. After the precisions. */
+void tk__job_merge_earlier(tk__job *j, tk_model *candidate);
+/* Adds those that it had already to its pack. */
+TK_MUST tk_err tk__job_keep_earlier(const tk__job *j, tk_pack_writer *w);
 
 /* job_precisions.c: measures the candidate in every precision, if there is an image to do it with.
  */

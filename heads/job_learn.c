@@ -56,10 +56,13 @@ tk_err tk__job_probe(tk__job *j)
     if (err != TK_OK) return err;
     tk__job_leave(j);
     tk__job_enter(j, TK_STAGE_WARM_UP);
-    err = fit_head(j, j->pseudo, j->warm.head);
+    if (j->was)
+        tk__job_start_refresh(j);
+    else
+        err = fit_head(j, j->pseudo, j->warm.head);
     if (err == TK_OK) err = tk__job_validate(j, &j->warm, 0, 0, &verdict, j->r->after);
     if (err != TK_OK) return err;
-    j->r->probe_accuracy = tk_validation_accuracy(&j->r->after[j->n_others]);
+    if (!j->was) j->r->probe_accuracy = tk_validation_accuracy(&j->r->after[j->n_others]);
     tk__job_leave(j);
     return TK_OK;
 }
@@ -132,6 +135,7 @@ tk_err tk__job_objective(tk__job *j)
                                     .teacher = distil ? j->pseudo : NULL,
                                     .n_old = j->n_others,
                                     .old = j->others,
+                                    .refreshed = j->was ? j->others[j->refreshed] : NULL,
                                     .fisher = hold ? j->base->fisher : NULL,
                                     .anchor = hold ? j->base->anchor : NULL,
                                     .projection = j->projection,
@@ -181,7 +185,7 @@ tk_err tk__job_train(tk__job *j, tk__point *point)
     else
         tk_student_copy_weights(&j->now, &j->warm);
     if (err != TK_OK) return err;
-    if (r->warm_up == 0 && !r->adapter) tk_student_random_head(&j->now, j->o->seed);
+    if (r->warm_up == 0 && !r->adapter && !j->was) tk_student_random_head(&j->now, j->o->seed);
     const bool distil = r->kappa > 0 && j->n_others > 0;
     /* without the gate there is no floor to search under */
     const bool searches = j->o->gate && j->n_others > 0 && (r->kappa > 0 || r->lambda > 0);
@@ -257,7 +261,7 @@ tk_err tk__job_line_search(tk__job *j, tk__point *point)
                                       .validate = validate_line,
                                       .watch = &j->watch};
     err = tk_line_search(&opts, &j->now, &result, j->diag);
-    if (err == TK_OK && result.found) err = refit(j, &result.verdict);
+    if (err == TK_OK && result.found && !j->was) err = refit(j, &result.verdict);
     if (err == TK_OK && result.found &&
         (!point->found || result.verdict.worth > point->verdict.worth)) {
         *point = (tk__point){.found = true, .verdict = result.verdict};

@@ -15,6 +15,21 @@ static void report_steps(tk__job *j, size_t done)
     j->watch.progress(j->watch.ctx, done, TK_PRECISION_COUNT);
 }
 
+/* One line: a reader of events sees its first 255 bytes only. */
+static void say_judged(tk__job *j, tk_precision precision, const tk_gate_record *records)
+{
+    const tk_gate_record *worst = records;
+    for (size_t h = 1; h <= j->n_others; h++)
+        if (records[h].drop - records[h].tolerance > worst->drop - worst->tolerance)
+            worst = &records[h];
+    tk__job_say(
+        j, false,
+        "%s against fp32: %s; it costs head \"%s\" most: %+.1f +- %.1f points on %zu images, "
+        "where %.1f may be lost",
+        tk_precision_name(precision), j->r->admitted[precision] ? "admitted" : "not admitted",
+        worst->head, 0 - worst->drop, worst->se, worst->n, worst->tolerance);
+}
+
 /* Judges every head, the new one last, and tells. `now` and `records` are [n_others + 1]. */
 static tk_err judge(tk__job *j, tk_precision precision, tk_validation *now, tk_gate_record *records)
 {
@@ -27,10 +42,8 @@ static tk_err judge(tk__job *j, tk_precision precision, tk_validation *now, tk_g
                                  &j->r->checks[h][precision], j->diag);
     }
     if (err != TK_OK) return err;
-    const bool admitted = tk_gate_decide(records, n, why, sizeof why);
-    j->r->admitted[precision] = admitted;
-    tk__job_say(j, false, "%s against fp32: %s; %s", tk_precision_name(precision),
-                admitted ? "admitted" : "not admitted", why);
+    j->r->admitted[precision] = tk_gate_decide(records, n, why, sizeof why);
+    say_judged(j, precision, records);
     return TK_OK;
 }
 
@@ -55,6 +68,7 @@ static tk_err measure(tk__job *j, const tk_model *candidate, tk_precision precis
 static void keep(const tk__job *j, const tk_model *candidate)
 {
     for (size_t h = 0; h <= j->n_others; h++) {
+        if (j->was && h == j->refreshed) continue; /* tk__job_merge_earlier() */
         const char *id = h < j->n_others ? j->others[h]->id : j->head->id;
         tk_head *head = tk_model_head(candidate, id);
         memcpy(head->checks, j->r->checks[h], sizeof head->checks);

@@ -22,8 +22,6 @@ static tk_err load_base(tk__job *j)
                          : tk_model_create(&j->r->base, o->arch, &o->preproc, j->diag);
     if (err != TK_OK) return err;
     j->base = j->r->base;
-    tk_head *old = tk_model_head(j->base, o->head);
-    if (old) tk_model_unprotect_head(j->base, old); /* it is to be replaced */
     j->r->arch = j->base->trunk->arch;
     return TK_OK;
 }
@@ -37,9 +35,9 @@ static tk_err resolve_recipe(tk__job *j)
     if (err != TK_OK) return err;
     if (recipe->policy == TK_POLICY_ADAPTER || recipe->policy == TK_POLICY_PROBE)
         *recipe = tk_recipe_apart(recipe, recipe->policy == TK_POLICY_ADAPTER);
-    if (recipe->projection > 0 && (recipe->batch_norm != 0 || recipe->decay != 0))
+    if (recipe->projection > 0 && (recipe->batch_norm == TK_NORM_BATCH || recipe->decay != 0))
         return tk_fail(j->diag, TK_BADARG,
-                       "projection: %g needs batch_norm 0 and decay 0, which act past it",
+                       "projection: %g needs batch_norm 0 or 2 and decay 0, which act past it",
                        recipe->projection);
     size_t others = j->base->n_heads;
     if (tk_model_head(j->base, j->o->head)) others--;
@@ -53,6 +51,15 @@ static tk_err resolve_recipe(tk__job *j)
                        "recipe %s: there is no trunk yet; begin with recipe scratch", recipe->name);
     if (recipe->from_scratch) tk_params_init(j->base->trunk, j->o->seed);
     return TK_OK;
+}
+
+/* The head of this name, if there is one: it is refreshed, or else to be replaced. */
+static tk_err settle_earlier(tk__job *j)
+{
+    tk_head *earlier = tk_model_head(j->base, j->o->head);
+    const tk_err err = tk__job_find_refreshed(j);
+    if (err == TK_OK && earlier && !j->was) tk_model_unprotect_head(j->base, earlier);
+    return err;
 }
 
 /* Side of the canvases: the crop and, where the resize leaves one, a margin to draw crops from;
@@ -71,14 +78,38 @@ static unsigned plan_views(tk__job *j)
     return side;
 }
 
+/* The new head's classes: those that a refreshed head has, then the data set's that are not among
+ * them. */
+static tk_err list_classes(tk__job *j)
+{
+    const size_t had = j->was ? j->was->classes : 0, labels = tk_pack_classes(j->pack);
+    j->names = tk_calloc(had + labels + 1, sizeof *j->names);
+    j->class_of = tk_calloc(labels + 1, sizeof *j->class_of);
+    if (!j->names || !j->class_of) return tk_fail(j->diag, TK_NOMEM, "job: out of memory");
+    size_t n = had;
+    for (size_t c = 0; c < had; c++)
+        j->names[c] = j->was->labels[c];
+    for (uint32_t l = 0; l < labels; l++) {
+        const char *name = tk_pack_label_name(j->pack, l);
+        size_t c = 0;
+        while (c < had && strcmp(j->names[c], name) != 0)
+            c++;
+        if (c == had) j->names[c = n++] = name; /* a pack has no label twice */
+        j->class_of[l] = (uint32_t)c;
+    }
+    j->r->classes = n;
+    return TK_OK;
+}
+
 static tk_err open_data(tk__job *j)
 {
     char path[TK__PATH];
     tk_err err = tk_pack_open(&j->pack, j->o->data, j->diag);
     if (err == TK_OK) err = tk__job_path(j, "canvases.train", path, sizeof path);
     if (err != TK_OK) return err;
-    j->r->classes = tk_pack_classes(j->pack);
     j->r->n_images = tk_pack_count(j->pack);
+    err = list_classes(j);
+    if (err != TK_OK) return err;
     if (j->r->classes < 2)
         return tk_fail(j->diag, TK_BADDATA, "data set: %zu labels, a head needs at least two",
                        j->r->classes);
@@ -99,7 +130,7 @@ static uint32_t *labels_of(const tk__job *j, const uint32_t *images, size_t n)
 {
     uint32_t *labels = tk_calloc(n + 1, sizeof *labels);
     for (size_t i = 0; labels && i < n; i++)
-        labels[i] = tk_pack_get(j->pack, images[i]).label;
+        labels[i] = j->class_of[tk_pack_get(j->pack, images[i]).label];
     return labels;
 }
 
@@ -112,7 +143,7 @@ static tk_err find_majority(tk__job *j)
     for (size_t i = 0; i < j->split.n_held; i++)
         if (++count[j->held_labels[i]] > most) most = count[j->held_labels[i]];
     tk_free(count);
-    if (j->split.n_held > 0) j->r->majority = (double)most / (double)j->split.n_held;
+    if (j->split.n_held > 0 && !j->was) j->r->majority = (double)most / (double)j->split.n_held;
     return TK_OK;
 }
 
@@ -138,14 +169,8 @@ static tk_err split_data(tk__job *j)
 
 tk_err tk__job_make_head(const tk__job *j, tk_head **out)
 {
-    *out = NULL;
-    const char **names = tk_calloc(j->r->classes, sizeof *names);
-    if (!names) return tk_fail(j->diag, TK_NOMEM, "job: out of memory");
-    for (size_t l = 0; l < j->r->classes; l++)
-        names[l] = tk_pack_label_name(j->pack, (uint32_t)l);
     const tk_err err = tk_head_create(out, j->o->head, j->r->classes, tk_arch_features(j->r->arch),
-                                      names, j->diag);
-    tk_free(names);
+                                      j->names, j->diag);
     if (err != TK_OK) return err == TK_BADARG ? TK_BADDATA : err;
     (*out)->tolerance = j->o->tolerance;
     return TK_OK;
@@ -163,6 +188,8 @@ static tk_err make_validator(tk__job *j)
 {
     const tk_validator_opts opts = {.base = j->base,
                                     .new_head = j->o->head,
+                                    .refresh = j->was != NULL,
+                                    .max_earlier = (size_t)j->r->recipe.validation_max,
                                     .canvases = j->canvases,
                                     .n_held = j->split.n_held,
                                     .held = j->split.held,
@@ -176,6 +203,11 @@ static tk_err make_validator(tk__job *j)
     if (err != TK_OK) return err;
     j->n_others = j->r->n_others = tk_validator_others(j->validator);
     j->others = tk_validator_heads(j->validator);
+    j->refreshed = tk_validator_refreshed(j->validator);
+    if (j->was) {
+        j->r->earlier = tk_strdup(j->others[j->refreshed]->id);
+        if (!j->r->earlier) return tk_fail(j->diag, TK_NOMEM, "job: out of memory");
+    }
     for (size_t h = 0; h < j->n_others; h++)
         if (tk_validator_before(j->validator)[h].agreement)
             tk__job_say(
@@ -211,6 +243,7 @@ tk_err tk__job_prepare(tk__job *j)
     tk__job_enter(j, TK_STAGE_DECODE);
     tk_err err = load_base(j);
     if (err == TK_OK) err = resolve_recipe(j);
+    if (err == TK_OK) err = settle_earlier(j);
     if (err == TK_OK) err = open_data(j);
     if (err == TK_OK) err = split_data(j);
     if (err == TK_OK) err = make_head(j);
@@ -232,6 +265,8 @@ void tk__job_fini(tk__job *j)
     tk_validator_destroy(j->validator);
     tk_head_destroy(j->head);
     tk_split_fini(&j->split);
+    tk_free(j->names);
+    tk_free(j->class_of);
     tk_free(j->labels);
     tk_free(j->held_labels);
     tk_free(j->scratch);

@@ -26,7 +26,8 @@ static const tk_recipe_field fields[] = {
     FIELD(schedule, 0, 2, true, "0 constant, 1 cosine to zero, 2 one-cycle"),
     FIELD(rise, 0, 1, false, "part of the steps in which the rate rises linearly"),
     FIELD(smoothing, 0, 0.9, false, "label smoothing of the new head"),
-    FIELD(batch_norm, 0, 1, true, "0 frozen statistics, 1 of the batch"),
+    FIELD(batch_norm, 0, 2, true,
+          "statistics: 0 frozen, 1 of the batch, 2 frozen with scale and shift"),
     FIELD(compute, 0, 1, true, "0 fp32, 1 bf16 products (fast with AVX512_BF16)"),
     FIELD(warm_up, 0, 10000, true, "passes of the new head over cached features; 0: random head"),
     FIELD(views, 0, TK_MAX_VIEWS, true,
@@ -38,6 +39,7 @@ static const tk_recipe_field fields[] = {
           "0 auto: the best of shared trunk, adapter and probe; 1 shared, 2 adapter, 3 probe"),
     FIELD(adapter_rank, 1, TK_ADAPTER_MAX_RANK, true,
           "rank of the adapter, in the recipe of that name"),
+    FIELD(refresh, 0, 1, true, "1: the head of this name goes on learning, 0: it is replaced"),
     FIELD(kappa, 0, 1e4, false, "weight of distillation"),
     FIELD(kappa_sum, 0, 1, true, "0: kappa is shared by the other heads, 1: each has it whole"),
     FIELD(temperature, 0.1, 100, false, "T of distillation"),
@@ -111,7 +113,7 @@ static void finetune(tk_recipe *r)
 {
     r->rate = 1e-2;
     r->epochs = 8;
-    r->batch_norm = 1;
+    r->batch_norm = TK_NORM_BATCH;
     r->warm_up = 0;
     r->line_search = 0;
 }
@@ -166,7 +168,7 @@ static void scratch(tk_recipe *r)
     r->clip = 0;
     r->schedule = TK_SCHEDULE_ONE_CYCLE;
     r->rise = 0.25;
-    r->batch_norm = 1;
+    r->batch_norm = TK_NORM_BATCH;
     r->warm_up = 0;
     r->line_search = 0;
 }
@@ -195,7 +197,8 @@ enum { RECIPES = sizeof recipes / sizeof *recipes };
 static void adjust_for_arch(tk_recipe *r, tk_arch arch)
 {
     const bool cifar_stem = arch == TK_RESNET20 || arch == TK_RESNET32 || arch == TK_RESNET56;
-    if (cifar_stem || r->from_scratch || r->adapter || r->batch_norm != 0 || r->rate <= 1e-2)
+    if (cifar_stem || r->from_scratch || r->adapter || r->batch_norm == TK_NORM_BATCH ||
+        r->rate <= 1e-2)
         return;
     r->steps = 1000;
     if (r->kappa > 0 && r->lambda > 0) {

@@ -15,10 +15,12 @@ struct tk_objective {
     tk_objective_opts o;
     tk_graph *graph;
     size_t features;
+    size_t own_past;           /* the refreshed head's place among the old ones; n_old: none */
     tk_stack stack;            /* the old heads' adapters, then the new head's */
     float *x;                  /* [batch][crop][crop][3] */
     float *logits, *dlogits;   /* [batch][widest head] */
     float *pseudo;             /* [batch][widest head] */
+    float *row;                /* [widest head] */
     float *dfeatures, *dz;     /* [batch][features], [batch][stack's width] */
     float *input, *dinput;     /* [batch][stack's widest] */
     float *side_gradient;      /* as tk_stack.data */
@@ -62,6 +64,8 @@ tk_err tk_objective_create(tk_objective **out, const tk_objective_opts *opts, tk
     if (!s) return tk_fail(diag, TK_NOMEM, "training: out of memory");
     s->o = *opts;
     s->features = tk_arch_features(opts->arch);
+    while (s->own_past < opts->n_old && opts->old[s->own_past] != opts->refreshed)
+        s->own_past++;
     const size_t b = opts->max_batch, crop = opts->preproc->crop;
     size_t widest = opts->classes;
     for (size_t h = 0; h < opts->n_old; h++)
@@ -75,6 +79,7 @@ tk_err tk_objective_create(tk_objective **out, const tk_objective_opts *opts, tk
     s->logits = tk_aligned_calloc(b * widest, sizeof(float));
     s->dlogits = tk_aligned_calloc(b * widest, sizeof(float));
     s->pseudo = tk_aligned_calloc(b * widest, sizeof(float));
+    s->row = tk_aligned_calloc(widest, sizeof(float));
     s->dfeatures = tk_aligned_calloc(b * s->features, sizeof(float));
     s->head_gradient =
         tk_aligned_calloc(opts->classes * (s->features + s->stack.stages * opts->rank + 1) +
@@ -83,7 +88,7 @@ tk_err tk_objective_create(tk_objective **out, const tk_objective_opts *opts, tk
     s->images = tk_calloc(b, sizeof *s->images);
     s->labels = tk_calloc(b, sizeof *s->labels);
     if (err != TK_OK || !s->gradient || !s->x || !s->logits || !s->dlogits || !s->pseudo ||
-        !s->dfeatures || !s->head_gradient || !s->images || !s->labels)
+        !s->row || !s->dfeatures || !s->head_gradient || !s->images || !s->labels)
         err = tk_fail(diag, TK_NOMEM, "training: out of memory");
     const tk_precision compute = opts->recipe->compute != 0 ? TK_PRECISION_BF16 : TK_PRECISION_FP32;
     if (err == TK_OK)
@@ -110,6 +115,7 @@ void tk_objective_destroy(tk_objective *objective)
     tk_free(objective->logits);
     tk_free(objective->dlogits);
     tk_free(objective->pseudo);
+    tk_free(objective->row);
     tk_free(objective->dfeatures);
     tk_free(objective->gradient);
     tk_free(objective->head_gradient);
@@ -153,17 +159,44 @@ static void head_backward(tk_objective *s, size_t h, size_t n, size_t width, siz
     tk_stack_spread(&s->stack, h, n, s->dinput, s->dfeatures, s->dz);
 }
 
-/* The new head's term; makes the gradient of its linear layer. */
-static double add_cross_entropy(tk_objective *s, const tk_student *student, size_t n,
-                                const float *features)
+/* What one old head's distillation is multiplied by. */
+static double kd_weight(const tk_objective *s, double strength)
+{
+    const tk_recipe *r = s->o.recipe;
+    return strength * r->kappa / (r->kappa_sum != 0 ? 1 : (double)s->o.n_old);
+}
+
+/* What the refreshed head answered before, distilled into the same classes of the new head, whose
+ * logits are at hand: its first ones. Adds to dlogits. */
+static double add_own_past(tk_objective *s, size_t n, size_t c, const uint32_t *items,
+                           const uint32_t *views, double strength)
+{
+    if (s->own_past >= distilled(s)) return 0;
+    const size_t had = s->o.old[s->own_past]->classes;
+    const double weight = kd_weight(s, strength) / (double)n;
+    double kd = 0, entropy;
+    for (size_t i = 0; i < n; i++) {
+        tk_pseudo_labels_logits(s->o.teacher, views[i], items[i], s->own_past, s->pseudo);
+        kd += tk_loss_kd(1, had, s->pseudo, s->logits + i * c, (float)s->o.recipe->temperature,
+                         (float)weight, s->row, &entropy);
+        kd -= entropy;
+        for (size_t k = 0; k < had; k++)
+            s->dlogits[i * c + k] += s->row[k];
+    }
+    return weight * kd;
+}
+
+/* The new head's terms; makes the gradient of its linear layer. */
+static void add_new_head(tk_objective *s, const tk_student *student, size_t n,
+                         const float *features, const uint32_t *items, const uint32_t *views,
+                         double strength, tk_losses *losses)
 {
     const size_t f = student->width, c = student->classes, own = s->stack.n - 1;
     head_forward(s, own, n, f, c, features, student->head, student->head + c * f);
-    const double ce =
-        tk_loss_ce(n, c, s->logits, s->labels, (float)s->o.recipe->smoothing, s->dlogits);
+    losses->ce = tk_loss_ce(n, c, s->logits, s->labels, (float)s->o.recipe->smoothing, s->dlogits);
+    losses->kd = add_own_past(s, n, c, items, views, strength);
     head_backward(s, own, n, f, c, features, student->head, s->head_gradient,
                   s->head_gradient + c * f);
-    return ce;
 }
 
 /* The other heads' term. The heads and their adapters stay as their owners have them. */
@@ -171,10 +204,10 @@ static double add_distillation(tk_objective *s, size_t n, const float *features,
                                const uint32_t *items, const uint32_t *views, double strength)
 {
     const tk_recipe *r = s->o.recipe;
-    if (distilled(s) == 0) return 0;
-    const double weight = strength * r->kappa / (r->kappa_sum != 0 ? 1 : (double)s->o.n_old);
+    const double weight = kd_weight(s, strength);
     double kd = 0;
-    for (size_t h = 0; h < s->o.n_old; h++) {
+    for (size_t h = 0; h < distilled(s); h++) {
+        if (h == s->own_past) continue; /* add_own_past() */
         const tk_head *head = s->o.old[h];
         const size_t c = head->classes;
         double entropy;
@@ -230,18 +263,36 @@ static double clip(tk_objective *s, const tk_student *student)
     return norm;
 }
 
-/* EWC's step, of which projection lets only its own part through. */
+/* Is there a part of the trunk that must not move? */
+static bool confined(const tk_objective *s)
+{
+    return s->o.projection || s->o.recipe->batch_norm == TK_NORM_HELD;
+}
+
+/* Takes that part out of a change of the trunk, [trained]. */
+static void confine(tk_objective *s, const tk_params *trunk, float *change)
+{
+    if (s->o.projection) { /* which holds scale and shift, too */
+        tk_projection_apply(s->o.projection, trunk, change);
+        return;
+    }
+    for (size_t t = 0; t < trunk->tensors && trunk->table[t].offset < trunk->trained; t++)
+        if (trunk->table[t].kind != TK_PARAM_CONV)
+            memset(change + trunk->table[t].offset, 0, trunk->table[t].count * sizeof *change);
+}
+
+/* EWC's step, of which only the part goes through that may. */
 static double consolidate(tk_objective *s, tk_params *trunk, double lambda, double rate)
 {
     const size_t n = trunk->trained;
     float *moved = s->gradient; /* which the step has used up */
-    if (!s->o.projection)
+    if (!confined(s))
         return tk_ewc_proximal(n, trunk->data, s->o.anchor, s->o.fisher, lambda, rate);
     memcpy(moved, trunk->data, n * sizeof *moved);
     const double penalty = tk_ewc_proximal(n, moved, s->o.anchor, s->o.fisher, lambda, rate);
     for (size_t j = 0; j < n; j++)
         moved[j] -= trunk->data[j];
-    tk_projection_apply(s->o.projection, trunk, moved);
+    confine(s, trunk, moved);
     for (size_t j = 0; j < n; j++)
         trunk->data[j] += moved[j];
     return penalty;
@@ -272,14 +323,14 @@ tk_err tk_step(tk_objective *s, tk_student *student, size_t n, const uint32_t *i
     take_batch(s, n, items, views);
     const tk_err err = set_side(s, student, diag);
     if (err != TK_OK) return err;
-    tk_graph_forward(s->graph, trunk, n, s->x, r->batch_norm != 0 ? TK_BN_BATCH : TK_BN_FROZEN,
-                     &features);
+    tk_graph_forward(s->graph, trunk, n, s->x,
+                     r->batch_norm == TK_NORM_BATCH ? TK_BN_BATCH : TK_BN_FROZEN, &features);
     memset(s->dfeatures, 0, n * s->features * sizeof *s->dfeatures);
     memset(s->dz, 0, n * tk_stack_width(&s->stack) * sizeof *s->dz);
-    losses->ce = add_cross_entropy(s, student, n, features);
-    losses->kd = add_distillation(s, n, features, items, views, strength);
+    add_new_head(s, student, n, features, items, views, strength, losses);
+    losses->kd += add_distillation(s, n, features, items, views, strength);
     backward(s, student);
-    if (s->o.projection && r->train_trunk) tk_projection_apply(s->o.projection, trunk, s->gradient);
+    if (confined(s) && r->train_trunk) confine(s, trunk, s->gradient);
 
     losses->ewc = 0;
     losses->norm = clip(s, student);

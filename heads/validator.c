@@ -21,6 +21,8 @@ struct tk_validator {
     tk_validator_opts o;
     size_t n; /* other heads */
     tk_head **heads;
+    size_t refreshed;      /* of them; n: none */
+    tk_head *earlier;      /* the refreshed head as it was, by its other id; NULL: none */
     set *sets;             /* [n]; without a pack: agreement */
     tk_validation *before; /* [n] */
     size_t skipped;
@@ -41,6 +43,7 @@ void tk_validator_destroy(tk_validator *validator)
         if (validator->sets) set_fini(&validator->sets[h]);
         if (validator->before) tk_validation_fini(&validator->before[h]);
     }
+    tk_head_destroy(validator->earlier);
     tk_free(validator->sets);
     tk_free(validator->before);
     tk_free(validator->heads);
@@ -82,6 +85,17 @@ static tk_err read_labels(tk_validator *v, set *s, const tk_head *head, tk_diag 
     return err;
 }
 
+/* Leaves `most` images of a set, evenly chosen. */
+static void thin(set *s, size_t most)
+{
+    if (s->n <= most) return;
+    for (size_t i = 0; i < most; i++) {
+        s->images[i] = s->images[i * s->n / most];
+        s->labels[i] = s->labels[i * s->n / most];
+    }
+    s->n = most;
+}
+
 static tk_err open_set(tk_validator *v, size_t h, const char *path, tk_diag *diag)
 {
     char file[PATH_SIZE];
@@ -93,7 +107,9 @@ static tk_err open_set(tk_validator *v, size_t h, const char *path, tk_diag *dia
     if (err == TK_OK)
         err = tk_canvases_open(&s->canvases, file, s->pack, preproc, preproc->crop, v->o.pool,
                                v->o.watch, diag);
-    return err == TK_OK ? read_labels(v, s, v->heads[h], diag) : err;
+    if (err == TK_OK) err = read_labels(v, s, v->heads[h], diag);
+    if (err == TK_OK && h == v->refreshed) thin(s, v->o.max_earlier);
+    return err;
 }
 
 static const char *pack_of(const tk_validator *v, const char *head)
@@ -106,6 +122,7 @@ static const char *pack_of(const tk_validator *v, const char *head)
 /* What is validated: this trunk as a plan of this precision. */
 typedef struct subject {
     const tk_params *trunk;
+    const tk_head *new_head; /* NULL: it is the base */
     tk_precision precision;
     const tk_calibration *ranges;
 } subject;
@@ -115,7 +132,7 @@ static tk_err run_one(const tk_validator *v, const subject *what, size_t h,
                       const uint32_t *truth_if_new, tk_validation *out, tk_diag *diag)
 {
     const set *s = &v->sets[h];
-    const tk_head *head = v->heads[h];
+    const tk_head *head = h == v->refreshed && what->new_head ? what->new_head : v->heads[h];
     const bool own = s->pack != NULL;
     const uint32_t *truth = own ? s->labels : truth_if_new;
     const tk_eval_task task = {.canvases = own ? s->canvases : v->o.canvases,
@@ -126,7 +143,9 @@ static tk_err run_one(const tk_validator *v, const subject *what, size_t h,
                                .truth = &truth,
                                .precision = what->precision,
                                .ranges = what->ranges};
-    return tk_eval_run(what->trunk, &v->o.base->preproc, &task, out, v->o.pool, diag);
+    const tk_err err = tk_eval_run(what->trunk, &v->o.base->preproc, &task, out, v->o.pool, diag);
+    if (err == TK_OK) out->head = v->heads[h]->id;
+    return err;
 }
 
 /* A head without images agrees with itself on every one of the new head's. */
@@ -141,6 +160,45 @@ static tk_err measure_base(tk_validator *v, tk_diag *diag)
     return TK_OK;
 }
 
+/* The head to be refreshed takes its place among the others under an id that no head can have. */
+static tk_err add_earlier(tk_validator *v, const tk_head *head, tk_diag *diag)
+{
+    char id[PATH_SIZE];
+    if (!pack_of(v, head->id))
+        return tk_fail(
+            diag, TK_PRECONDITION,
+            "refresh: head \"%s\" has no held-out images that could tell what it forgets",
+            head->id);
+    if (head->rank > 0)
+        return tk_fail(diag, TK_PRECONDITION,
+                       "refresh: head \"%s\" has an adapter; it can only be trained anew",
+                       head->id);
+    tk_err err = tk_head_clone(&v->earlier, head);
+    snprintf(id, sizeof id, "%s%s", head->id, TK_EARLIER);
+    char *renamed = err == TK_OK ? tk_strdup(id) : NULL;
+    if (!renamed) return tk_fail(diag, TK_NOMEM, "validation: out of memory");
+    tk_free(v->earlier->id);
+    v->earlier->id = renamed;
+    v->refreshed = v->n;
+    v->heads[v->n++] = v->earlier;
+    return TK_OK;
+}
+
+static tk_err list_heads(tk_validator *v, tk_diag *diag)
+{
+    const tk_model *base = v->o.base;
+    v->refreshed = SIZE_MAX;
+    for (size_t h = 0; h < base->n_heads; h++) {
+        const bool own = strcmp(base->heads[h]->id, v->o.new_head) == 0;
+        if (!own) v->heads[v->n++] = base->heads[h];
+        if (!own || !v->o.refresh) continue;
+        const tk_err err = add_earlier(v, base->heads[h], diag);
+        if (err != TK_OK) return err;
+    }
+    if (v->refreshed == SIZE_MAX) v->refreshed = v->n;
+    return TK_OK;
+}
+
 static tk_err build(tk_validator *v, tk_diag *diag)
 {
     const tk_model *base = v->o.base;
@@ -149,15 +207,15 @@ static tk_err build(tk_validator *v, tk_diag *diag)
     v->before = tk_calloc(base->n_heads + 1, sizeof *v->before);
     if (!v->heads || !v->sets || !v->before)
         return tk_fail(diag, TK_NOMEM, "validation: out of memory");
-    for (size_t h = 0; h < base->n_heads; h++)
-        if (strcmp(base->heads[h]->id, v->o.new_head) != 0) v->heads[v->n++] = base->heads[h];
+    tk_err err = list_heads(v, diag);
+    if (err != TK_OK) return err;
     for (size_t i = 0; i < v->o.n_packs; i++)
         if (!tk_model_head(base, v->o.packs[i].head))
             return tk_fail(diag, TK_BADARG, "validation of head \"%s\": the base has no such head",
                            v->o.packs[i].head);
     for (size_t h = 0; h < v->n; h++) {
-        const char *path = pack_of(v, v->heads[h]->id);
-        const tk_err err = path ? open_set(v, h, path, diag) : TK_OK;
+        const char *path = pack_of(v, h == v->refreshed ? v->o.new_head : v->heads[h]->id);
+        err = path ? open_set(v, h, path, diag) : TK_OK;
         if (err != TK_OK) return err;
     }
     return measure_base(v, diag);
@@ -191,6 +249,19 @@ tk_head *const *tk_validator_heads(const tk_validator *validator)
 const tk_validation *tk_validator_before(const tk_validator *validator)
 {
     return validator->before;
+}
+
+size_t tk_validator_refreshed(const tk_validator *validator)
+{
+    return validator->refreshed;
+}
+
+const uint32_t *tk_validator_earlier(const tk_validator *validator, const tk_pack **pack, size_t *n)
+{
+    const set *s = &validator->sets[validator->refreshed];
+    *pack = s->pack;
+    *n = s->n;
+    return s->images;
 }
 
 size_t tk_validator_skipped(const tk_validator *validator)
@@ -240,7 +311,7 @@ tk_err tk_validator_run_as(tk_validator *validator, const tk_params *trunk, cons
                            tk_precision precision, const tk_calibration *ranges, tk_validation *out,
                            tk_diag *diag)
 {
-    const subject what = {trunk, precision, ranges};
+    const subject what = {trunk, new_head, precision, ranges};
     memset(out, 0, (validator->n + 1) * sizeof *out);
     tk_err err = run_held(validator, &what, new_head, out, diag);
     for (size_t h = 0; h < validator->n && err == TK_OK; h++)

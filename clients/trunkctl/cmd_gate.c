@@ -75,18 +75,19 @@ static void print_sentence(const Trunkd__V1__JudgedHead *h)
         printf(": there was no held-out image to measure it on, so nothing can be told.\n");
         return;
     }
-    printf(": %s after %s on %llu held-out images (%llu lost, %llu won), %.1f points %s its floor "
-           "of %s: %s.",
-           tk__percent(h->after, after, sizeof(after)),
-           tk__percent(h->before, before, sizeof(before)), (unsigned long long)h->images,
-           (unsigned long long)h->lost, (unsigned long long)h->won, above < 0 ? 0 - above : above,
-           above < 0 ? "below" : "above", tk__percent(h->floor, floor, sizeof(floor)),
-           h->admitted ? "admitted" : "refused");
+    printf(
+        ": %s before, %s after on %llu held-out images (%llu lost, %llu won), %.1f points %s its "
+        "floor of %s: %s.",
+        tk__percent(h->before, before, sizeof(before)), tk__percent(h->after, after, sizeof(after)),
+        (unsigned long long)h->images, (unsigned long long)h->lost, (unsigned long long)h->won,
+        above < 0 ? 0 - above : above, above < 0 ? "below" : "above",
+        tk__percent(h->floor, floor, sizeof(floor)), h->admitted ? "admitted" : "refused");
     if (h->sigma > 0)
         printf(
             " The job asked for a margin of %g times the standard error, %.1f points (gate_sigma).",
             h->sigma, h->sigma * h->se);
-    if (!h->resolved)
+    const bool plain = !h->admitted && h->drop - h->tolerance > 2 * h->se; /* beyond chance */
+    if (!h->resolved && !plain)
         printf(" Not enough held-out images to tell a drop of %.1f points from chance.",
                h->tolerance);
     if (h->agreement)

@@ -43,7 +43,7 @@ typedef struct finetune {
     const char *head, *recipe, *policy, *fallback, *retention;
     uint64_t data, seed;
     double tolerance;
-    bool watch;
+    bool refresh, watch;
     tk__list set;
 } finetune;
 
@@ -51,13 +51,21 @@ typedef struct finetune {
 #define FALLBACKS  "probe|reject"
 #define RETENTIONS "validation|nothing"
 
-/* Submits and prints or watches. `settings` has room for all of given->set and the policy. */
+/* An option that is a setting of the recipe. `name` must live as long as *out. */
+static void add_setting(Trunkd__V1__Setting *out, char *name, double value)
+{
+    trunkd__v1__setting__init(out);
+    out->name = name;
+    out->value = value;
+}
+
+/* Submits and prints or watches. `settings` has room for all of given->set and two more. */
 static int submit(tk__ctl *ctl, const tk__cmd *cmd, const finetune *given,
                   Trunkd__V1__Setting *settings, Trunkd__V1__Setting **pointers)
 {
     Trunkd__V1__SubmitJobRequest request;
     trunkd__v1__submit_job_request__init(&request);
-    char policy_name[] = "policy";
+    char policy_name[] = "policy", refresh_name[] = "refresh";
     int policy = 0, fallback = 0, retention = 0;
     size_t n = given->set.n;
     int code = parse_word(cmd, "fallback", given->fallback, FALLBACKS, &fallback);
@@ -66,16 +74,12 @@ static int submit(tk__ctl *ctl, const tk__cmd *cmd, const finetune *given,
         code = parse_word(cmd, "retention", given->retention, RETENTIONS, &retention);
     for (size_t i = 0; i < given->set.n && code == TK__GO; i++) {
         code = parse_setting(cmd, given->set.items[i], &settings[i]);
-        pointers[i] = &settings[i];
     }
     if (code != TK__GO) return code;
-    if (given->policy) { /* a setting of the recipe, by its number */
-        trunkd__v1__setting__init(&settings[n]);
-        settings[n].name = policy_name;
-        settings[n].value = policy;
-        pointers[n] = &settings[n];
-        n++;
-    }
+    if (given->policy) add_setting(&settings[n++], policy_name, policy);
+    if (given->refresh) add_setting(&settings[n++], refresh_name, 1);
+    for (size_t i = 0; i < n; i++)
+        pointers[i] = &settings[i];
     char *head = tk__copy(given->head), *recipe = tk__copy(given->recipe ? given->recipe : "");
     request.head = head;
     request.recipe = recipe;
@@ -116,7 +120,10 @@ int tk__cmd_finetune(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
     finetune given = {0};
     tk__list rest;
     const tk__opt opts[] = {
-        {"head", 0, TK__TEXT, &given.head, "NAME", "the head to add, or your own to replace"},
+        {"head", 0, TK__TEXT, &given.head, "NAME",
+         "the head to add, or one of yours to replace or refresh"},
+        {"refresh", 0, TK__FLAG, &given.refresh, NULL,
+         "the head keeps what it knows, and learns from the new images, new classes too"},
         {"data", 'd', TK__NUMBER, &given.data, "ID", "the data set (trunkctl dataset list)"},
         {"recipe", 'r', TK__TEXT, &given.recipe, "NAME", "the training objective"},
         {"set", 0, TK__MANY, &given.set, "NAME=NUMBER",
@@ -124,9 +131,9 @@ int tk__cmd_finetune(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
         {"policy", 0, TK__TEXT, &given.policy, POLICIES,
          "where the head may live (default shared; auto: whichever held-out images favour)"},
         {"fallback", 0, TK__TEXT, &given.fallback, FALLBACKS,
-         "when other heads would fall: a probe, or nothing"},
+         "when other heads would fall: a probe (default), or nothing is committed"},
         {"retention", 0, TK__TEXT, &given.retention, RETENTIONS,
-         "what the server keeps of the images"},
+         "what the server keeps of the images: the held-out ones (default), or none"},
         {"tolerance", 0, TK__REAL, &given.tolerance, "POINTS",
          "how far later jobs may let this head fall (default 1)"},
         {"seed", 0, TK__NUMBER, &given.seed, "N", "same seed, same result (default 1)"},
@@ -140,8 +147,8 @@ int tk__cmd_finetune(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
     if (code == TK__GO && given.tolerance < 0)
         code = tk__usage(cmd, "--tolerance is a number of points, 0 or more");
     if (code == TK__GO) {
-        Trunkd__V1__Setting *settings = tk__alloc(given.set.n + 1, sizeof(*settings));
-        Trunkd__V1__Setting **pointers = tk__alloc(given.set.n + 1, sizeof(Trunkd__V1__Setting *));
+        Trunkd__V1__Setting *settings = tk__alloc(given.set.n + 2, sizeof(*settings));
+        Trunkd__V1__Setting **pointers = tk__alloc(given.set.n + 2, sizeof(Trunkd__V1__Setting *));
         code = submit(ctl, cmd, &given, settings, pointers);
         free(settings);
         free(pointers);

@@ -56,10 +56,15 @@ static const tk__cmd commands[] = {
      "itself.\n\n"
      "  trunkctl finetune --head colour --data 2 --watch\n"
      "  trunkctl finetune --head colour --data 2 --recipe kd --set kappa=2 --set epochs=12\n"
-     "  trunkctl finetune --head colour --data 2 --fallback reject --retention nothing\n\n"
+     "  trunkctl finetune --head colour --data 2 --fallback reject --retention nothing\n"
+     "  trunkctl finetune --head colour --data 3 --refresh      your own head goes on learning\n\n"
+     "Without --refresh a head of this name is replaced. With it, the gate holds it to its floor, "
+     "too, on the\n"
+     "held-out images that it had (shown as NAME@earlier); what the gate refuses leaves it as it "
+     "is.\n\n"
      "Recipes: kd+ewc (default), kd, ewc, projection, finetune, finetune-low-lr, probe, adapter, "
      "and "
-     "scratch for a fresh trunk.",
+     "scratch for a fresh trunk.\nEvery setting, with its default and bounds: docs/learning.md.",
      tk__cmd_finetune},
     {"job list", "", "your jobs, newest first", "  trunkctl job list --limit 5", tk__cmd_job_list},
     {"job get", "ID", "one job: state, settings, every head",

@@ -219,6 +219,9 @@ static int print_end(watch *w)
             tk__put(stdout, job->reason);
             putchar('\n');
         }
+        if (job->state == TRUNKD__V1__JOB_STATE__REJECTED)
+            printf("Nothing has changed. Why: trunkctl gate explain %llu\n",
+                   (unsigned long long)job->id);
     }
     return done ? TK__DONE : TK__FAILED;
 }

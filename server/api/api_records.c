@@ -102,7 +102,7 @@ static const char *alias_of(tk__names *names, const char *text, size_t n)
 {
     char id[TK_HEAD_ID_SIZE];
     if (names->admin || n == 0 || n >= sizeof id || !memchr(text, '/', n)) return NULL;
-    if (strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789._-/") < n) return NULL;
+    if (strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789._-/@") < n) return NULL;
     memcpy(id, text, n);
     id[n] = '\0';
     bool own;

@@ -26,14 +26,14 @@ static json_t *object_path(const tk_jobs *jobs, const char *sha)
     return value;
 }
 
-/* The other heads that have a validation pack. */
-static json_t *validations(const tk_jobs *jobs, const tk_version *base, const char *own)
+/* The heads that have a validation pack; the job's own is for the case that it is refreshed. */
+static json_t *validations(const tk_jobs *jobs, const tk_version *base)
 {
     json_t *list = json_array();
     bool good = list != NULL;
     for (size_t i = 0; base && i < base->n_heads && good; i++) {
         const tk_version_head *head = &base->heads[i];
-        if (strcmp(head->id, own) == 0 || !head->pack[0]) continue;
+        if (!head->pack[0]) continue;
         good = json_array_append_new(list, json_pack("{s:s,s:o}", "head", head->id, "pack",
                                                      object_path(jobs, head->pack))) == 0;
     }
@@ -70,7 +70,7 @@ static json_t *describe(const tk_jobs *jobs, const tk_job *job, const tk_version
                      "preproc", preproc(&trunk->preproc), "data", object_path(jobs, data_sha),
                      "head", id, "tolerance", job->tolerance, "retention",
                      job->retention == TK_RETAIN_NOTHING ? "nothing" : "validation", "validations",
-                     validations(jobs, base, id), "recipe", job->recipe, "set", settings(job),
+                     validations(jobs, base), "recipe", job->recipe, "set", settings(job),
                      "fallback", job->fallback == TK_FALLBACK_REJECT ? "reject" : "probe", "seed",
                      (json_int_t)job->seed, "threads", (int)jobs->opts.threads, "memory_limit",
                      (json_int_t)jobs->opts.memory_limit);

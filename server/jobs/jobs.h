@@ -1,6 +1,7 @@
 /* Jobs: the queue, the supervisor of `trunkd-trainer`, and every change of the current version.
  *
- * One thread owns the queue and runs one job at a time in order of submission. It writes
+ * One thread owns the queue and runs one job at a time: tenants take turns, each in its order of
+ * submission. It writes
  * DIR/jobs/ID/job.json (trainer/protocol.md), starts the trainer with posix_spawn (which lowers its
  * own priority), reads its events from a pipe, and at its end commits the candidate, or records why
  * not. A trainer that dies is started again and resumes from its checkpoint, `max_failures` times

@@ -20,6 +20,7 @@
 
 #include "engine/file.h"
 #include "engine/mem.h"
+#include "heads/validator.h"
 #include "jobs/jobs_internal.h"
 #include "store/files.h"
 
@@ -173,6 +174,14 @@ static void push_pending(attempt *a)
     a->pending = (tk_job_event){0};
 }
 
+/* Does `shown` stand for this head of the base: another one, or the own as it was? */
+static bool is_of_base(const attempt *a, const tk_version_head *head, const char *shown)
+{
+    const size_t n = strlen(head->id);
+    const bool own = head->tenant == a->job->tenant && strcmp(head->name, a->job->head) == 0;
+    return strncmp(shown, head->id, n) == 0 && strcmp(shown + n, own ? TK_EARLIER : "") == 0;
+}
+
 /* Tolerances are not the trainer's to tell: they come from the base, the own head's from the job.
  */
 static void add_tolerances(const attempt *a, tk_job_event *event)
@@ -180,9 +189,7 @@ static void add_tolerances(const attempt *a, tk_job_event *event)
     for (size_t i = 0; i < event->n_heads; i++) {
         event->heads[i].tolerance = a->job->tolerance;
         for (size_t k = 0; k < a->base.n_heads; k++)
-            if (strcmp(a->base.heads[k].id, event->heads[i].head) == 0 &&
-                !(a->base.heads[k].tenant == a->job->tenant &&
-                  strcmp(a->base.heads[k].name, a->job->head) == 0))
+            if (is_of_base(a, &a->base.heads[k], event->heads[i].head))
                 event->heads[i].tolerance = a->base.heads[k].tolerance;
     }
 }

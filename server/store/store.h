@@ -39,7 +39,8 @@ enum {
     TK_ALL = 0, /* in place of a tenant id: the admin's eyes */
     TK_NAME_MAX = 63,
     TK_NAME_SIZE = 64,     /* a tenant's, head's or data set's name, with its NUL */
-    TK_HEAD_ID_SIZE = 128, /* "tenant/name", with its NUL: a head's id in model files */
+    TK_HEAD_ID_SIZE = 136, /* "tenant/name", a head's id in model files, or that and "@earlier"
+                              (heads/validator.h), with its NUL */
     TK_SHA_SIZE = 65,      /* 64 lower-case hex digits, with the NUL */
     TK_TOKEN_SIZE = 48,    /* "tk_" + 43 characters, with the NUL */
     TK_TOKEN_ID_SIZE = 24,
@@ -449,7 +450,8 @@ void tk_job_list_fini(tk_job_list *list);
 /* Checks data set, limits and head, and writes a QUEUED job. Reads tenant, head, data_set, recipe,
  * set, fallback, retention, tolerance, seed of *job; fills in the rest. */
 TK_MUST tk_err tk_store_job_add(tk_store *store, tk_job *job, tk_diag *diag);
-/* The running job, else the oldest queued one. TK_NOTFOUND: nothing to do. */
+/* The running job, else the oldest queued one of the tenant whose last job started longest ago: a
+ * flood of one tenant's jobs holds up another's by one. TK_NOTFOUND: nothing to do. */
 TK_MUST tk_err tk_store_job_next(tk_store *store, tk_job *out, tk_diag *diag);
 /* Marks a job that has not ended as to be cancelled. */
 TK_MUST tk_err tk_store_job_cancel(tk_store *store, uint64_t id, tk_diag *diag);

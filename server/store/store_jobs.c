@@ -146,8 +146,10 @@ tk_err tk_store_job_next(tk_store *store, tk_job *out, tk_diag *diag)
     *out = (tk_job){0};
     tk_job_list list;
     const tk_err err = read_jobs(
-        store, JOB_COLUMNS " WHERE ?1 = 0 AND state < 2 ORDER BY state DESC, j.id LIMIT ?2", TK_ALL,
-        1, &list, diag);
+        store,
+        JOB_COLUMNS " WHERE ?1 = 0 AND state < 2 ORDER BY state DESC,"
+                    " (SELECT max(k.started) FROM jobs k WHERE k.tenant = j.tenant), j.id LIMIT ?2",
+        TK_ALL, 1, &list, diag);
     if (err != TK_OK) return err;
     return take_one(&list, out) == TK_OK ? TK_OK : tk_fail(diag, TK_NOTFOUND, "no job waits");
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "engine/mem.h"
+#include "heads/validator.h"
 #include "store/files.h"
 #include "store/store_internal.h"
 
@@ -62,12 +63,19 @@ static tk_err replace_locked(tk_store *store, const pair *p, tk_diag *diag)
 
 static tk_err forget_head_locked(tk_store *store, const char *id, tk_diag *diag)
 {
-    pair pairs[3] = {{.to = "\"(gone)\""}, {.to = "\"(gone)\\\""}, {.to = "a head was deleted"}};
+    pair pairs[] = {{.to = "\"(gone)\""},
+                    {.to = "\"(gone)\\\""},
+                    {.to = "\"(gone)\""},
+                    {.to = "\"(gone)\\\""},
+                    {.to = "a head was deleted"}};
     (void)snprintf(pairs[0].from, sizeof pairs[0].from, "\"%s\"", id);
     (void)snprintf(pairs[1].from, sizeof pairs[1].from, "\"%s\\\"", id);
-    (void)snprintf(pairs[2].from, sizeof pairs[2].from, "head %s was deleted", id);
-    tk_err err = tk__db_run(store->db, diag, "DELETE FROM lows WHERE head = ?", "t", id);
-    for (size_t i = 0; i < 3 && err == TK_OK; i++)
+    (void)snprintf(pairs[2].from, sizeof pairs[2].from, "\"%s" TK_EARLIER "\"", id);
+    (void)snprintf(pairs[3].from, sizeof pairs[3].from, "\"%s" TK_EARLIER "\\\"", id);
+    (void)snprintf(pairs[4].from, sizeof pairs[4].from, "head %s was deleted", id);
+    tk_err err = tk__db_run(store->db, diag, "DELETE FROM lows WHERE head IN (?1, ?1 || ?2)", "tt",
+                            id, TK_EARLIER);
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs && err == TK_OK; i++)
         err = replace_locked(store, &pairs[i], diag);
     return err;
 }

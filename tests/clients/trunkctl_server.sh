@@ -179,7 +179,7 @@ expect 0 'committed as version 2' alice finetune --head again --data "$data" --s
 expect 0 '^base +none: a fresh trunk' alice gate explain 1
 expect 0 '^base +version 1, sha256 [0-9a-f]{64}$' alice gate explain 2
 expect 0 '^candidate +version 2, sha256 [0-9a-f]{64}$' alice gate explain 2
-expect 0 '^type: [0-9.]+ % after [0-9.]+ % on [0-9]+ held-out images .*: admitted\. .*0\.5 times the standard error' \
+expect 0 '^type: [0-9.]+ % before, [0-9.]+ % after on [0-9]+ held-out images .*: admitted\. .*0\.5 times the standard error' \
     alice gate explain 2
 expect 0 'Not enough held-out images to tell a drop of 1\.0 points from chance' alice gate explain 2
 expect 0 '^bf16 +type ' alice gate explain 2
@@ -217,13 +217,22 @@ expect 1 'PERMISSION_DENIED' alice version label mine 1
 expect 0 '' admin version unlabel canary
 expect 1 'NOT_FOUND: label "canary": there is none' admin version unlabel canary
 
+# -- a head goes on learning (at rate 0: what the gate is asked matters here) --
+
+expect 1 'failed' alice finetune --head none --data "$data" --refresh --watch
+expect 0 'refresh: there is no head "none" yet' alice job get 3
+expect 0 'committed as version 3' alice finetune --head type --data "$data" --refresh --set rate=0 --set epochs=1 --watch
+expect 0 '^type@earlier: [0-9.]+ % before, [0-9.]+ % after on [0-9]+ held-out images .*: admitted' alice gate explain 4
+expect 0 '^train +1 +[0-9]+ +[0-9.]+ +type@earlier +[0-9.]+ % ' alice job curves 4
+expect 0 '^type +2 ' alice heads
+
 # -- versions that no job makes --
 
 expect 0 'deleted' alice head delete type
 expect 1 'NOT_FOUND' alice head delete type
-expect 0 '^3 \* ' admin versions
-expect 0 '^4 \* ' admin rollback 1
-expect 0 'version +4' admin status
+expect 0 '^4 \* ' admin versions
+expect 0 '^5 \* ' admin rollback 1
+expect 0 'version +5' admin status
 expect 0 '"isa"' admin status --json
 expect 0 '^requests .* in flight$' admin top --once --interval 0.2
 expect 0 '"requests_per_s":' admin top --once --interval 0.2 --json

@@ -271,6 +271,38 @@ static void random_labels_make_a_poor_head_and_no_other_worse(void **state)
     }
 }
 
+/* One poisoned job on another, each from what the one before left: losses do not add up. */
+static void a_flood_of_poisoned_jobs_costs_the_other_head_no_more_than_one(void **state)
+{
+    (void)state;
+    static const char *const recipes[] = {"finetune", "kd",       "finetune-low-lr",
+                                          "ewc",      "finetune", "kd+ewc"};
+    char version[PATH], data[PATH];
+    tk_model *m;
+    assert_int_equal(tk_model_load(&m, base, false, NULL), TK_OK);
+    const tk_head *alice = tk_model_head(m, "alice/colour");
+    const double floor = alice->best - alice->tolerance / 100;
+    tk_model_destroy(m);
+    snprintf(version, sizeof version, "%s", base);
+    snprintf(data, sizeof data, "%s", write_pack("flood.pack", 60, poisoned_one));
+    size_t moved = 0;
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++) {
+        char folder[32];
+        snprintf(folder, sizeof folder, "flood-%zu", i);
+        tk_job_opts o = job(folder, data);
+        o.base = version;
+        o.recipe = recipes[i];
+        o.seed = i + 1;
+        tk_job_result r = sound(&o);
+        assert_true(tk_validation_accuracy(&r.after[0]) >= floor - 1e-9);
+        assert_string_equal(r.after[0].head, "alice/colour");
+        moved += r.outcome == TK_OUTCOME_COMMIT;
+        tk_job_result_fini(&r);
+        snprintf(version, sizeof version, "%s/candidate.safetensors", o.dir);
+    }
+    print_message("%zu of the flood's jobs moved the trunk\n", moved);
+}
+
 static picture many_labels(size_t i)
 {
     return labelled((unsigned)i % 3, (unsigned)i, (unsigned)i % 1000);
@@ -396,6 +428,7 @@ static void every_setting_at_either_limit_is_a_sound_job(void **state)
         for (size_t i = 0; i < 2; i++) {
             char folder[64];
             if (is_costly(field->name) && (i == 1 || limits[i] == 0)) continue;
+            if (strcmp(field->name, "refresh") == 0 && i == 1) continue; /* there is no such head */
             snprintf(folder, sizeof folder, "%s-%zu", field->name, i);
             tk_job_opts o = job(folder, data);
             set[QUICK] = (tk_setting){field->name, limits[i]};
@@ -416,6 +449,7 @@ int main(void)
         cmocka_unit_test(images_that_are_all_the_same_teach_nothing_and_harm_nobody),
         cmocka_unit_test(wildly_unbalanced_labels_are_remarked_on),
         cmocka_unit_test(random_labels_make_a_poor_head_and_no_other_worse),
+        cmocka_unit_test(a_flood_of_poisoned_jobs_costs_the_other_head_no_more_than_one),
         cmocka_unit_test(a_thousand_classes_are_a_job_like_any_other),
         cmocka_unit_test(labels_come_back_byte_by_byte_in_any_script),
         cmocka_unit_test(a_label_with_a_newline_is_refused_at_the_door),

@@ -116,6 +116,9 @@ static void the_reason_names_the_head_that_decided(void **state)
     assert_false(tk_gate_decide(r, 2, reason, sizeof reason));
     assert_non_null(strstr(reason, "\"b/y\""));
     assert_non_null(strstr(reason, "1 of 2"));
+    const tk_gate_record turned[2] = {r[1], r[0]}; /* in any order */
+    assert_false(tk_gate_decide(turned, 2, reason, sizeof reason));
+    assert_non_null(strstr(reason, "\"b/y\""));
     r[1].after = 0.66, r[1].admitted = true;
     assert_true(tk_gate_decide(r, 2, reason, sizeof reason));
     assert_non_null(strstr(reason, "\"b/y\"")); /* nearest to its floor */

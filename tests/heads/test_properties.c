@@ -1,10 +1,10 @@
 /* Properties that hold for whatever tenants do. A chain of small random jobs (random data, among it
  * random, swapped and contradictory labels; random recipes, overrides, tolerances and retentions;
- * heads that are replaced and deleted) grows versions one on another. After each job, by
+ * heads that are replaced, refreshed and deleted) grows versions one on another. After each job, by
  * measurements of this file's own, which share nothing with the gate but the engine:
  *
  *   - no other head with held-out images falls below its best committed accuracy less its
- * tolerance;
+ *     tolerance, nor does a head that is refreshed, on the images that it had before;
  *   - a job that ends with the probe leaves the other heads' logits as they were, bit by bit; one
  *     that is rejected leaves nothing that could be committed;
  *   - the Fisher sum protects the heads that are there and none that is gone;
@@ -38,6 +38,7 @@
 #include "heads/stack.h"
 
 enum { MAX_HEADS = 5, MAX_SET = 24, PATH = 512, FIXED = 4, CLASSES = FIXTURE_CLASSES };
+enum { MOST = 2 * CLASSES }; /* of a head: the first one's, and the others' after a refresh */
 enum { DIED = -1, DONE = 0, FAILED = 1, STOPPED = 3 }; /* how an attempt ended */
 
 static size_t jobs = 14;
@@ -49,7 +50,8 @@ static uint64_t seed = 1;
 typedef struct promise {
     char id[32], pack[PATH]; /* of held-out images; empty: the owner keeps none */
     double tolerance, best;  /* points; fraction, by our own measurement */
-    float logits[FIXED][CLASSES];
+    bool adapter;
+    float logits[FIXED][MOST];
 } promise;
 
 typedef struct chain {
@@ -58,7 +60,7 @@ typedef struct chain {
     char base[PATH]; /* the current version */
     size_t n;
     promise heads[MAX_HEADS];
-    size_t outcomes[3], kills, stops, deletions; /* for the last line */
+    size_t outcomes[3], kills, stops, deletions, asked, refreshed; /* for the last line */
 } chain;
 
 static uint32_t below(chain *c, uint32_t n)
@@ -140,6 +142,7 @@ static bool answer(witness *w, const tk_head *head, const void *png, size_t size
     while (w->model->heads[h] != head)
         h++;
     const float *in = tk_stack_input(&w->stack, h, 1, w->features, w->z, w->inputs);
+    assert_true(head->classes <= MOST);
     tk_linear_forward(1, head->width, head->classes, in, head->weight, head->bias, logits);
     return true;
 }
@@ -147,7 +150,7 @@ static bool answer(witness *w, const tk_head *head, const void *png, size_t size
 static double accuracy(witness *w, const tk_head *head, const char *path)
 {
     size_t right = 0, n = 0;
-    float logits[CLASSES];
+    float logits[MOST];
     tk_pack *pack;
     assert_int_equal(tk_pack_open(&pack, path, NULL), TK_OK);
     for (size_t i = 0; i < tk_pack_count(pack); i++) {
@@ -164,9 +167,10 @@ static double accuracy(witness *w, const tk_head *head, const char *path)
 }
 
 /* The head's logits on the same few images, at any version. */
-static void fixed_logits(witness *w, const tk_head *head, float out[FIXED][CLASSES])
+static void fixed_logits(witness *w, const tk_head *head, float out[FIXED][MOST])
 {
     static uint8_t png[FIXTURE_PNG_MAX];
+    memset(out, 0, FIXED * sizeof *out);
     for (unsigned i = 0; i < FIXED; i++) {
         const size_t size =
             fixture_png(png, i % 2 ? FIXTURE_STRIPES : FIXTURE_COLOUR, i % CLASSES, seed, 1000 + i);
@@ -182,7 +186,7 @@ typedef struct trial {
     tk_setting set[MAX_SET];
     size_t n_set;
     double tolerance, checkpoint_seconds;
-    bool keep, fallback;
+    bool keep, fallback, refresh;
     uint64_t seed;
 } trial;
 
@@ -258,6 +262,27 @@ static void random_recipe(chain *c, trial *t)
     if (below(c, 4) == 0) set(t, "validation", between(c, 0.05, 0.5));
 }
 
+static promise *find(chain *c, const char *id)
+{
+    for (size_t h = 0; h < c->n; h++)
+        if (strcmp(c->heads[h].id, id) == 0) return &c->heads[h];
+    return NULL;
+}
+
+/* A refresh where one is possible. */
+static void random_refresh(chain *c, trial *t)
+{
+    static const char *const recipes[] = {"kd+ewc", "kd", "finetune"};
+    const promise *p = find(c, t->head);
+    if (!p->pack[0] || p->adapter) return;
+    t->recipe = recipes[below(c, 3)];
+    t->refresh = true;
+    c->asked++;
+    if (below(c, 2)) set(t, "rate", 1e-3);
+    set(t, "refresh", 1);
+    set(t, "policy", TK_POLICY_SHARED);
+}
+
 static trial random_trial(chain *c)
 {
     trial t = {.base = c->base,
@@ -276,6 +301,7 @@ static trial random_trial(chain *c)
     snprintf(t.data, sizeof t.data, "%s", fixture_path(name));
     random_data(c, t.data);
     random_recipe(c, &t);
+    if (again && below(c, 3)) random_refresh(c, &t);
     return t;
 }
 
@@ -336,7 +362,7 @@ static int run_here(const chain *c, const trial *t, const char *dir, fate *f)
     o.fallback_probe = t->fallback, o.checkpoint_seconds = t->checkpoint_seconds;
     o.validations = packs;
     for (size_t h = 0; h < c->n; h++)
-        if (c->heads[h].pack[0] && strcmp(c->heads[h].id, t->head) != 0)
+        if (c->heads[h].pack[0])
             packs[o.n_validations++] = (tk_validator_pack){c->heads[h].id, c->heads[h].pack};
     if (!t->base) {
         o.arch = TK_RESNET20;
@@ -397,13 +423,6 @@ static void same_file(chain *c, const char *a, const char *b, const char *name)
 
 /* ---- the properties ---- */
 
-static promise *find(chain *c, const char *id)
-{
-    for (size_t h = 0; h < c->n; h++)
-        if (strcmp(c->heads[h].id, id) == 0) return &c->heads[h];
-    return NULL;
-}
-
 /* The job's own numbers are not taken on trust, but they have to be ours. */
 static void check_report(chain *c, const char *dir, const char *id, double measured)
 {
@@ -421,7 +440,7 @@ static void check_report(chain *c, const char *dir, const char *id, double measu
 
 static void check_other(chain *c, witness *w, promise *p, const char *dir, tk_outcome outcome)
 {
-    float logits[FIXED][CLASSES];
+    float logits[FIXED][MOST];
     const tk_head *head = tk_model_head(w->model, p->id);
     if (!head) BROKEN(c, "head %s is gone", p->id);
     fixed_logits(w, head, logits);
@@ -458,15 +477,27 @@ static void check_fisher(chain *c, const tk_model *m)
     tk_free(sum);
 }
 
+/* The promise of a refreshed head is kept on the images that it had. */
+static void check_refreshed(chain *c, witness *w, const promise *p)
+{
+    const tk_head *head = tk_model_head(w->model, p->id);
+    const double now = accuracy(w, head, p->pack), floor = p->best - p->tolerance / 100;
+    if (now < floor - 1e-9)
+        BROKEN(c, "refreshed head %s: %.4f is below its floor %.4f", p->id, now, floor);
+    c->refreshed++;
+}
+
 static void adopt(chain *c, witness *w, const trial *t, const char *dir)
 {
     promise *p = find(c, t->head);
+    if (t->refresh) check_refreshed(c, w, p);
     if (!p) p = &c->heads[c->n++];
     *p = (promise){.tolerance = t->tolerance};
     memcpy(p->id, t->head, sizeof p->id);
     const tk_head *head = tk_model_head(w->model, t->head);
     if (!head) BROKEN(c, "the new head is missing");
     fixed_logits(w, head, p->logits);
+    p->adapter = head->rank > 0;
     snprintf(p->pack, sizeof p->pack, "%s/validation.pack", dir);
     if (access(p->pack, F_OK) != 0) {
         p->pack[0] = 0;
@@ -520,7 +551,7 @@ static void delete_head(chain *c)
     witness_init(&w, c->base);
     check_fisher(c, w.model);
     for (size_t h = 0; h < c->n; h++) {
-        float logits[FIXED][CLASSES];
+        float logits[FIXED][MOST];
         fixed_logits(&w, tk_model_head(w.model, c->heads[h].id), logits);
         if (memcmp(logits, c->heads[h].logits, sizeof logits) != 0)
             BROKEN(c, "head %s answers differently without another one", c->heads[h].id);
@@ -579,12 +610,13 @@ static void whatever_tenants_do_no_promise_is_broken(void **state)
         one_job(&c);
     } while (seconds > 0 ? difftime(time(NULL), began) < seconds : c.job < jobs);
     print_message("seed %llu, %zu jobs: %zu committed, %zu probes, %zu rejected; %zu kills, %zu "
-                  "stops, %zu heads deleted\n",
+                  "stops, %zu heads deleted, %zu of %zu refreshed\n",
                   (unsigned long long)seed, c.job, c.outcomes[0] - 1, c.outcomes[1], c.outcomes[2],
-                  c.kills, c.stops, c.deletions);
+                  c.kills, c.stops, c.deletions, c.refreshed, c.asked);
     if (seconds > 0 || jobs < 10) return;
     /* The chain is worth nothing when all jobs end alike. */
-    assert_true(c.outcomes[0] > 1 && c.outcomes[1] > 0 && c.outcomes[2] > 0 && c.kills > 0);
+    assert_true(c.outcomes[0] > 1 && c.outcomes[1] > 0 && c.outcomes[2] > 0);
+    assert_true(c.kills > 0 && c.refreshed > 0);
 }
 
 static int clean(void **state)

@@ -17,6 +17,7 @@
 
 #include "engine/mem.h"
 #include "fixture.h"
+#include "heads/job.h"
 #include "heads/pack.h"
 
 static char *program;
@@ -51,7 +52,7 @@ static const char *make_second_job(const char *name, const char *data)
         "{\"job\":\"6\",\"base\":\"%s\",\"data\":\"%s\",\"head\":\"b/stripes\","
         "\"validations\":[{\"head\":\"a/colour\",\"pack\":\"%s\"}],\"threads\":2,"
         "\"recipe\":\"finetune\",\"set\":{\"epochs\":3,\"batch\":8,\"views\":2,\"warm_up\":8,"
-        "\"rate\":3,\"clip\":1,\"line_search\":3,\"fisher_samples\":8}}",
+        "\"rate\":3,\"clip\":1,\"line_search\":3,\"fisher_samples\":8,\"policy\":0}}",
         fixture_path("done/candidate.safetensors"), data, fixture_path("done/validation.pack"));
     snprintf(path, sizeof path, "%s/job.json", name);
     fixture_write(fixture_path(path), text, (size_t)n);
@@ -302,17 +303,13 @@ static void kill_twice_in(const char *stage, const char *data, const char *peace
 static void kill_9_in_any_stage_changes_nothing(void **state)
 {
     (void)state;
-    static const char *const stages[] = {
-        "decode", "pseudo-labels", "warm-up", "train", "line-search",
-        "gate",   "precisions",    "fisher",  "write",
-    };
     char data[512], peace[DIR_SIZE];
     snprintf(data, sizeof data, "%s", fixture_path("second.pack"));
     fixture_pack(data, FIXTURE_STRIPES, 40, 2);
     snprintf(peace, sizeof peace, "%s", make_second_job("second", data));
     assert_int_equal(status_of(start_job(peace)), 0);
-    for (size_t i = 0; i < sizeof stages / sizeof *stages; i++)
-        kill_twice_in(stages[i], data, peace);
+    for (tk_stage stage = 0; stage < TK_STAGE_COUNT; stage++)
+        kill_twice_in(tk_stage_name(stage), data, peace);
 }
 
 static void pack_and_eval_work_without_a_server(void **state)

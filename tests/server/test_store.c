@@ -371,6 +371,53 @@ static void limits_name_field_limit_and_value(void **state)
     fixture_close(&f);
 }
 
+/* The next job, which starts at `now` and ends; its tenant. */
+static int64_t run_next(store_fixture *f, int64_t now, uint64_t *id)
+{
+    tk_diag diag;
+    tk_job job;
+    assert_ok(tk_store_job_next(f->store, &job, &diag));
+    const int64_t tenant = job.tenant;
+    *id = job.id;
+    job.state = TK_JOB_RUNNING;
+    job.started_ms = now;
+    assert_ok(tk_store_job_update(f->store, &job, NULL, NULL, NULL, &diag));
+    tk_job again;
+    assert_ok(tk_store_job_next(f->store, &again, &diag)); /* the running one goes on */
+    assert_true(again.id == job.id);
+    tk_job_fini(&again);
+    job.state = TK_JOB_CANCELLED;
+    assert_ok(tk_store_job_update(f->store, &job, NULL, NULL, NULL, &diag));
+    tk_job_fini(&job);
+    return tenant;
+}
+
+static void tenants_take_turns_with_their_jobs(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    store_fixture f;
+    fixture_open(&f, NULL);
+    const int64_t order[] = {f.alice, f.alice, f.alice, f.bob, f.alice, f.bob};
+    const int64_t turns[] = {f.alice, f.bob, f.alice, f.bob, f.alice, f.alice};
+    uint64_t id, last[2] = {0, 0};
+    for (size_t i = 0; i < 6; i++) {
+        tk_job job = {.tenant = order[i],
+                      .head = "type",
+                      .data_set = fixture_data_set(f.store, order[i], 10, 1 + (unsigned)i),
+                      .tolerance = 1,
+                      .seed = 1};
+        assert_ok(tk_store_job_add(f.store, &job, &diag));
+        tk_job_fini(&job);
+    }
+    for (size_t i = 0; i < 6; i++) {
+        assert_true(run_next(&f, 100 + (int64_t)i, &id) == turns[i]);
+        assert_true(id > last[turns[i] == f.bob]); /* each tenant's own in order */
+        last[turns[i] == f.bob] = id;
+    }
+    fixture_close(&f);
+}
+
 static void a_data_set_of_one_label_trains_nothing(void **state)
 {
     (void)state;
@@ -890,6 +937,7 @@ int main(void)
         cmocka_unit_test(a_deleted_data_set_is_gone_from_the_disk),
         cmocka_unit_test(a_data_set_in_use_cannot_be_deleted),
         cmocka_unit_test(limits_name_field_limit_and_value),
+        cmocka_unit_test(tenants_take_turns_with_their_jobs),
         cmocka_unit_test(a_data_set_of_one_label_trains_nothing),
         cmocka_unit_test(a_version_comes_back_with_its_validations),
         cmocka_unit_test(labels_name_versions_and_one_may_have_a_share),

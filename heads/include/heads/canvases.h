@@ -10,6 +10,7 @@
 #include "heads/pack.h"
 #include "heads/watch.h"
 
+/* Once open it is only read: any number of threads. */
 typedef struct tk_canvases tk_canvases;
 
 /* Decodes every image of `pack` to side x side on `pool` and keeps the result in the file `path`; a

@@ -1,5 +1,5 @@
 /* Validation: accuracy of heads on held-out images, as inference sees them (centre view, folded
- * plan). */
+ * plan). What runs does so on the caller's thread and the pool, one caller of a pool at a time. */
 #ifndef HEADS_EVAL_H
 #define HEADS_EVAL_H
 

@@ -1,5 +1,7 @@
 /* Elastic weight consolidation: a quadratic pull of the trunk towards an anchor, each weight by how
- * much the old heads depend on it. All vectors have `n` = trunk->trained floats. */
+ * much the old heads depend on it. All vectors have `n` = trunk->trained floats, F of mean 1 for
+ * one head; penalties are in nats, as cross-entropy is. Nothing is kept: any thread. The formulas
+ * and their sources stand in ewc.c. */
 #ifndef HEADS_EWC_H
 #define HEADS_EWC_H
 

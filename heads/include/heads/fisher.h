@@ -1,5 +1,5 @@
 /* The diagonal of the trunk's Fisher information for one head: which weights its answers depend on.
- */
+ * The formula and its sources stand in fisher.c. */
 #ifndef HEADS_FISHER_H
 #define HEADS_FISHER_H
 
@@ -28,7 +28,8 @@ typedef struct tk_fisher_opts {
 /* Writes `fisher` [params->trained], with mean 1 over the parameters, and the mean it had before in
  * *scale (0, and `fisher` all zero, when the head depends on nothing). Batch norm is frozen, views
  * are centred, `params` is not changed. The graph's side is the head's adapter
- * afterwards. TK_DIVERGED when a gradient is not finite. */
+ * afterwards. TK_DIVERGED when a gradient is not finite; TK_CANCELLED, TK_NOMEM. On the caller's
+ * thread and the pool. */
 TK_MUST tk_err tk_fisher_compute(tk_graph *graph, tk_params *params, const tk_preproc *preproc,
                                  const tk_fisher_opts *opts, tk_pool *pool, float *fisher,
                                  double *scale, tk_diag *diag);

@@ -1,4 +1,5 @@
-/* The gate: may this candidate replace the version that is served? */
+/* The gate: may this candidate replace the version that is served? Everything here is a pure
+ * function: any thread, no errors. The statistics and their source stand in gate.c. */
 #ifndef HEADS_GATE_H
 #define HEADS_GATE_H
 

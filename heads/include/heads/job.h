@@ -1,7 +1,7 @@
 /* One fine-tune, from data set to candidate version:
  *
- *     decode -> split -> pseudo-labels -> warm-up -> adapter -> joint training -> line search ->
- * gate -> precisions -> Fisher
+ *     decode, split -> pseudo-labels -> warm-up -> adapter -> joint training -> line search -> gate
+ *     -> precisions -> Fisher, covariances -> files
  *
  * Everything lies in the job's directory. Killed or cancelled at any moment and run again, it ends
  * with the same bits. */
@@ -112,12 +112,15 @@ typedef struct tk_job_result {
     double fisher_scale;
     double seconds[TK_STAGE_COUNT]; /* of this run */
     tk_model *base;                 /* owner of the names above; NULL-safe */
-    char *head;
+    char *head, *earlier;           /* the latter of a head that was refreshed: ID@earlier */
 } tk_job_result;
 
-/* Runs the job. On TK_OK *result says how it ended and DIR/candidate.safetensors (unless rejected)
- * and DIR/validation.pack (if asked for) are on the disk. TK_CANCELLED: stopped, to be resumed.
- * Free *result with tk_job_result_fini() in any case. */
+/* Runs the job, on the caller's thread and the pool; callbacks come on the caller's thread. A
+ * directory has one job at a time. On TK_OK *result says how it ended and DIR/candidate.safetensors
+ * (unless rejected) and DIR/validation.pack (if asked for) are on the disk. TK_CANCELLED: stopped,
+ * to be resumed. TK_BADARG, TK_PRECONDITION, TK_BADDATA: as asked it cannot be done, and will not
+ * be the next time; TK_DIVERGED: from scratch only; TK_NOMEM, TK_IO. Free *result with
+ * tk_job_result_fini() in any case. */
 TK_MUST tk_err tk_job_run(const tk_job_opts *opts, tk_job_result *result, tk_diag *diag);
 /* The k-th thing that the owner of the data should know, as a sentence; false when there are fewer.
  * All of them were logged as warnings while the job ran. */

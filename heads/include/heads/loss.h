@@ -1,4 +1,6 @@
-/* The losses on logits. Each returns its value and writes its gradient; none knows the network. */
+/* The losses on logits. Each returns its value and writes its gradient; none knows the network, and
+ * none keeps anything: any thread. Logits are rows of c floats, [n][c] where there are n rows. The
+ * formulas and their sources stand in loss_ce.c, loss_kd.c and softmax.c. */
 #ifndef HEADS_LOSS_H
 #define HEADS_LOSS_H
 

@@ -12,7 +12,8 @@
  *                                         tolerance, best, adapter_rank, precisions), Fisher's
  *                                         scale, limit and images of the covariances, int8's ranges
  *
- * An `id` is opaque here; who owns a head is the server's business. */
+ * An `id` is opaque here; who owns a head is the server's business. A model that nobody changes may
+ * be read by any number of threads. */
 #ifndef HEADS_MODEL_H
 #define HEADS_MODEL_H
 

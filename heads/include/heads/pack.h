@@ -30,6 +30,7 @@ TK_MUST tk_err tk_pack_commit(tk_pack_writer *w, tk_diag *diag);
 void tk_pack_abort(tk_pack_writer *w); /* removes the temporary; NULL is fine */
 size_t tk_pack_writer_count(const tk_pack_writer *w);
 
+/* Only read: any number of threads. */
 typedef struct tk_pack tk_pack;
 TK_MUST tk_err tk_pack_open(tk_pack **out, const char *path, tk_diag *diag);
 void tk_pack_close(tk_pack *pack);

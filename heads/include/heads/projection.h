@@ -2,8 +2,10 @@
  * tasks' images made it read (Adam-NSCL, Wang et al. 2021, 2103.07113; Gradient Projection Memory,
  * Saha et al. 2021, 2103.09762). No image is kept: a version carries the covariances of its
  * convolutions' inputs (engine/covariance.h), to which every committed job adds those of its own
- * images, and a later job projects each step off the subspace that holds most of their energy
- * (engine/subspace.h).
+ * images, and a later job projects each step off the subspace U that holds most of their energy
+ * (engine/subspace.h has the equations):
+ *
+ *     dW <- dW - U U^T dW,    for every convolution, U [inputs][rank], dW [inputs][outputs]
  *
  * Momentum and the clipped gradient are linear in the gradient, so that projecting gradients
  * projects steps. Weight decay is not, hence there is none with projection. Scale and shift of

@@ -8,6 +8,7 @@
 #include "heads/canvases.h"
 #include "heads/model.h"
 
+/* Once open it is only read: any number of threads. */
 typedef struct tk_pseudo_labels tk_pseudo_labels;
 
 typedef struct tk_pseudo_labels_opts {

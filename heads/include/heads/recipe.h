@@ -1,5 +1,6 @@
 /* Recipes: every training method is one struct of hyper-parameters under one objective. A recipe is
- * a name for defaults; each hyper-parameter can be overridden by its name. */
+ * a name for defaults; each hyper-parameter can be overridden by its name. Plain data and pure
+ * functions: any thread. docs/learning.md has all of them for the reader. */
 #ifndef HEADS_RECIPE_H
 #define HEADS_RECIPE_H
 
@@ -21,7 +22,7 @@ typedef struct tk_recipe {
     double epochs, steps, batch, rate, head_rate, momentum, decay, clip, schedule, rise, smoothing,
         batch_norm, compute;
     double warm_up, views, pad, flip, scale_min;
-    double policy, adapter_rank;
+    double policy, adapter_rank, refresh;
     double kappa, kappa_sum, temperature;
     double lambda, fisher_samples, fisher_labels, fisher_collapse, fisher_gamma;
     double projection, covariance;
@@ -36,6 +37,13 @@ typedef struct tk_recipe_field {
     bool whole; /* integers only */
     const char *help;
 } tk_recipe_field;
+
+/* Batch norm while the trunk trains: whose statistics, and may scale and shift learn? */
+typedef enum tk_norm_mode {
+    TK_NORM_FROZEN, /* the trunk's statistics */
+    TK_NORM_BATCH,  /* the batch's; the trunk's follow */
+    TK_NORM_HELD,   /* the trunk's; scale and shift stay as they are */
+} tk_norm_mode;
 
 /* Where the new head is to live. */
 typedef enum tk_policy {

@@ -5,7 +5,10 @@
  *       + kappa/H * sum over H other heads h of  T^2 * KD_T(pseudo-labels of h, logits of h)
  *       + lambda/2 * sum over trunk parameters j of  F_j (theta_j - anchor_j)^2
  *
- * and, with a projection, only such changes of the trunk as leave the old tasks' answers alone. */
+ * A head that is refreshed stands in both: its earlier self is among the other heads, and answers
+ * with those logits of the new head that belong to the classes it had (Li & Hoiem's old task on a
+ * head that grows). And, with a projection, only such changes of the trunk as leave the old tasks'
+ * answers alone. */
 #ifndef HEADS_STEP_H
 #define HEADS_STEP_H
 
@@ -36,6 +39,7 @@ typedef struct tk_objective_opts {
     const tk_pseudo_labels *teacher; /* NULL: no distillation */
     size_t n_old;
     tk_head *const *old;          /* the teacher's heads, in its order */
+    const tk_head *refreshed;     /* of them: the new head as it was; NULL: none */
     const float *fisher, *anchor; /* NULL: no consolidation */
     tk_projection *projection;    /* NULL: every direction is free */
     tk_augment augment;
@@ -47,7 +51,7 @@ typedef struct tk_objective_opts {
 
 typedef struct tk_objective tk_objective;
 
-/* Everything in `opts` is borrowed. */
+/* Everything in `opts` is borrowed. One thread at a time; the work is spread over the pool. */
 TK_MUST tk_err tk_objective_create(tk_objective **out, const tk_objective_opts *opts,
                                    tk_diag *diag);
 void tk_objective_destroy(tk_objective *objective);

@@ -1,6 +1,6 @@
 /* Joint training: trials (search.h) of some epochs of tk_step() with validation at a cadence, the
  * best admissible point kept, a divergence guard, and checkpoints from which it resumes with the
- * same bits. */
+ * same bits. Everything, the callbacks included, on the caller's thread. */
 #ifndef HEADS_TRAIN_H
 #define HEADS_TRAIN_H
 
