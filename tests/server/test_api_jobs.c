@@ -285,7 +285,7 @@ static void the_gate_explains_itself_and_judges_again(void **state)
     assert_int_equal(d->n_remarks, 1);
     assert_string_equal(d->remarks[0], "17 images occur with more than one label");
     assert_true(d->same);
-    assert_non_null(strstr(d->again, "\"other-1\": 70.0 % after 75.0 %"));
+    assert_non_null(strstr(d->again, "\"other-1\": 75.0 % before, 70.0 % after"));
     tk_client_free_message(&d->base);
     d = explain(server.admin, job);
     assert_string_equal(d->heads[0]->head, "alice/type");
