@@ -779,6 +779,50 @@ static void a_stream_answers_each_request_and_outlives_errors(void **state)
     assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_OK);
 }
 
+/* Each request of a stream names its own version, as ModelInfer's do. */
+static void a_streams_requests_name_their_versions(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *version, *answered, *error;
+    } cases[] = {{"2", "2", ""},
+                 {"1", "1", ""},
+                 {"latest", "2", ""},
+                 {"9", "9", "you have no model \"type\" in version \"9\""},
+                 {"0", "0", "the version is \"0\""},
+                 {"", "2", ""}};
+    tk_client_call *call = tk_client_start(server.alice, METHOD("ModelStreamInfer"),
+                                           OIP(model_stream_infer_response), 60000);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        question q;
+        pixels_raw(&q, 2);
+        strcpy(q.version, cases[i].version);
+        assert_true(tk_client_send(call, &q.in.base));
+        finish_question(&q);
+    }
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ProtobufCMessage *message = tk_client_receive(call);
+        assert_non_null(message);
+        const Inference__ModelStreamInferResponse *out =
+            (const Inference__ModelStreamInferResponse *)message;
+        assert_string_equal(out->infer_response->model_version, cases[i].answered);
+        if (cases[i].error[0])
+            assert_non_null(strstr(out->error_message, cases[i].error));
+        else
+            assert_string_equal(out->error_message, "");
+        if (strcmp(cases[i].answered, "2") == 0)
+            assert_all(out->infer_response, 2, 1, true);
+        else if (!cases[i].error[0])
+            assert_memory_not_equal(out->infer_response->raw_output_contents[1].data,
+                                    wanted[2].logits, sizeof wanted->logits);
+        tk_client_free_message(message);
+    }
+    tk_client_send_end(call);
+    assert_null(tk_client_receive(call));
+    tk_client_status status;
+    assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_OK);
+}
+
 static void a_cancelled_stream_leaves_nothing_behind(void **state)
 {
     (void)state;
@@ -984,6 +1028,7 @@ int main(void)
         cmocka_unit_test(statistics_count_the_callers_requests_and_nobody_elses),
         cmocka_unit_test(statistics_of_what_is_not_the_callers_are_not_found),
         cmocka_unit_test(a_stream_answers_each_request_and_outlives_errors),
+        cmocka_unit_test(a_streams_requests_name_their_versions),
         cmocka_unit_test(a_cancelled_stream_leaves_nothing_behind),
         cmocka_unit_test(an_empty_server_is_ready_and_has_no_model),
     };
