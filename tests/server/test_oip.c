@@ -687,27 +687,85 @@ static void readiness_leaks_nothing(void **state)
     expect_ready(server.admin, "/", "", false);
 }
 
-static void the_index_has_the_callers_models(void **state)
+/* The index is `want`: lines of name, version and state. */
+static void expect_index(tk_client *client, bool ready, const char *want)
 {
-    (void)state;
+    char have[600] = "";
+    size_t n = 0;
     Inference__RepositoryIndexRequest in;
     inference__repository_index_request__init(&in);
-    const struct {
-        tk_client *client;
-        size_t n;
-        const char *first;
-    } cases[] = {
-        {server.alice, 1, "type"}, {server.bob, 1, "colour"}, {server.admin, 2, "alice/type"}};
-    for (size_t i = 0; i < 3; i++) {
-        Inference__RepositoryIndexResponse *out = assert_answered(
-            cases[i].client, METHOD("RepositoryIndex"), &in, OIP(repository_index_response));
-        assert_int_equal(out->n_models, cases[i].n);
-        assert_string_equal(out->models[0]->name, cases[i].first);
-        assert_string_equal(out->models[0]->version, "2");
-        assert_string_equal(out->models[0]->state, "READY");
-        tk_client_free_message(&out->base);
-    }
+    in.ready = ready;
+    Inference__RepositoryIndexResponse *out =
+        assert_answered(client, METHOD("RepositoryIndex"), &in, OIP(repository_index_response));
+    for (size_t i = 0; i < out->n_models && n < sizeof have; i++)
+        n += (size_t)snprintf(have + n, sizeof have - n, "%s %s %s\n", out->models[i]->name,
+                              out->models[i]->version, out->models[i]->state);
+    assert_string_equal(have, want);
+    tk_client_free_message(&out->base);
+}
+
+/* ModelMetadata's versions are `want`, a blank after each. */
+static void expect_versions(tk_client *client, const char *name, const char *version,
+                            const char *want)
+{
+    char model[64], asked[32], have[200] = "";
+    size_t n = 0;
+    Inference__ModelMetadataRequest in;
+    inference__model_metadata_request__init(&in);
+    snprintf(model, sizeof model, "%s", name);
+    snprintf(asked, sizeof asked, "%s", version);
+    in.name = model;
+    in.version = asked;
+    Inference__ModelMetadataResponse *out =
+        assert_answered(client, METHOD("ModelMetadata"), &in, OIP(model_metadata_response));
+    for (size_t i = 0; i < out->n_versions && n < sizeof have; i++)
+        n += (size_t)snprintf(have + n, sizeof have - n, "%s ", out->versions[i]);
+    assert_string_equal(have, want);
+    tk_client_free_message(&out->base);
+}
+
+/* All that can be asked for, the caller's own, and which of it is in memory; what is deleted is
+ * gone from both lists. */
+static void every_version_that_can_be_asked_for_is_listed(void **state)
+{
+    (void)state;
+    trunkd t;
+    char name[] = "colour";
+    trunkd_prepare(&t, 3);
+    trunkd_start(&t, (const char *const[]){"--trainer", "/bin/false", NULL});
+    expect_index(t.alice, false, "type 1 UNAVAILABLE\ntype 2 UNAVAILABLE\ntype 3 READY\n");
+    expect_index(t.alice, true, "type 3 READY\n");
+    expect_versions(t.alice, "type", "", "1 2 3 ");
+    expect_versions(t.alice, "type", "latest", "3 ");
+    expect_versions(t.alice, "type", "1", "1 "); /* and now it is in memory */
+    expect_index(t.alice, true, "type 1 READY\ntype 3 READY\n");
+    expect_versions(t.admin, "bob/colour", "", "1 2 3 ");
+    expect_index(t.bob, false, "colour 1 READY\ncolour 2 UNAVAILABLE\ncolour 3 READY\n");
+    expect_index(t.admin, false,
+                 "alice/type 1 READY\nalice/type 2 UNAVAILABLE\nalice/type 3 READY\n"
+                 "bob/colour 1 READY\nbob/colour 2 UNAVAILABLE\nbob/colour 3 READY\n");
+    Trunkd__V1__DeleteHeadRequest head;
+    trunkd__v1__delete_head_request__init(&head);
+    head.name = name;
+    tk_client_free_message(
+        assert_answered(t.bob, "/trunkd.v1.Heads/Delete", &head, &trunkd__v1__empty__descriptor));
+    expect_index(t.bob, false, "");
+    expect_versions(t.alice, "type", "", "1 2 3 4 ");
+    Inference__ModelMetadataRequest gone;
+    inference__model_metadata_request__init(&gone);
+    gone.name = name;
+    assert_refused(t.bob, METHOD("ModelMetadata"), &gone, OIP(model_metadata_response),
+                   TK_CLIENT_NOT_FOUND, "you have no model \"colour\"");
+    assert_int_equal(trunkd_end(&t, SIGTERM), 0);
+    trunkd_remove(&t);
+}
+
+static void the_index_knows_one_repository(void **state)
+{
+    (void)state;
     char name[] = "elsewhere";
+    Inference__RepositoryIndexRequest in;
+    inference__repository_index_request__init(&in);
     in.repository_name = name;
     assert_refused(server.alice, METHOD("RepositoryIndex"), &in, OIP(repository_index_response),
                    TK_CLIENT_NOT_FOUND, "there is no repository \"elsewhere\"");
@@ -1023,7 +1081,8 @@ int main(void)
         cmocka_unit_test(images_that_cannot_be_read_are_named),
         cmocka_unit_test(models_are_described),
         cmocka_unit_test(readiness_leaks_nothing),
-        cmocka_unit_test(the_index_has_the_callers_models),
+        cmocka_unit_test(every_version_that_can_be_asked_for_is_listed),
+        cmocka_unit_test(the_index_knows_one_repository),
         cmocka_unit_test(the_server_describes_itself),
         cmocka_unit_test(statistics_count_the_callers_requests_and_nobody_elses),
         cmocka_unit_test(statistics_of_what_is_not_the_callers_are_not_found),
