@@ -49,7 +49,6 @@ struct stream {
     Trunkd__V1__ClassifyRequest settings; /* first message's, then fixed; without images */
     tk_want want;                         /* the message's that is being looked at; which version */
     const request *in;                    /* the same: the message itself */
-    int64_t read_ns;                      /* the same: when it came */
     bool settled;                         /* the same: the first one was good */
     size_t max_images;
     pthread_mutex_t lock; /* a leaf */
@@ -202,6 +201,7 @@ static tk_err submit(item *it, tk_snapshot *snapshot, tk_diag *diag)
     it->infer->user = it;
     it->infer->cancelled = cancelled;
     it->infer->done = done;
+    tk_rpc_note(call, it->in->n_images, tk_snapshot_number(snapshot));
     tk_rpc_ref(call);
     err = tk_batcher_submit(tk__api(call)->o.batcher, it->infer, diag);
     if (err == TK_OK) return TK_OK; /* `it` may be gone */
@@ -235,7 +235,7 @@ static item *make_item(stream *s)
     it->of = s;
     it->in = in;
     it->images = in->n_images ? in->n_images : 1; /* its answer takes room, too */
-    it->begun_ns = s->read_ns;
+    it->begun_ns = tk_rpc_received_ns(s->call);
     for (size_t i = 0; i < in->n_images; i++)
         it->bytes += in->images[i].len;
     it->message = tk_rpc_take(s->call);
@@ -394,7 +394,6 @@ void tk__classify_stream_message(tk_rpc_call *call, const ProtobufCMessage *mess
     tk_diag diag = {{0}};
     tk_err err = TK_OK;
     s->in = (const request *)message;
-    s->read_ns = tk_now_ns();
     if (s->in->settings && s->settled)
         err = tk_fail(&diag, TK_BADARG,
                       "settings came again: they hold from the first message to the last");

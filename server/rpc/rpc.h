@@ -94,6 +94,7 @@ typedef struct tk_rpc_tls {
 /* A call that is over. Everything is borrowed until the callback returns. */
 typedef struct tk_rpc_ended {
     const char *path;         /* the method's, from the table; NULL: there is no such method */
+    bool stream;              /* the method's, of any kind */
     const tk_identity *who;   /* name "" and no admin: nobody known */
     const char *trace;        /* tk_rpc_trace() */
     int code;                 /* gRPC's number */
@@ -142,8 +143,11 @@ int64_t tk_rpc_deadline_ns(const tk_rpc_call *call); /* CLOCK_MONOTONIC; INT64_M
 bool tk_rpc_cancelled(const tk_rpc_call *call);      /* any thread */
 /* The caller's trace id, 32 hex digits, from a well-formed `traceparent`; else "". */
 const char *tk_rpc_trace(const tk_rpc_call *call);
-/* What `ended` is to be told of the call. Before it ends. */
+/* What `ended` is to be told of the call: so many images more, and the version, of which the last
+ * counts. Any thread that holds the call. */
 void tk_rpc_note(tk_rpc_call *call, uint64_t images, uint64_t version);
+/* When the message came that the callbacks have. CLOCK_MONOTONIC. */
+int64_t tk_rpc_received_ns(const tk_rpc_call *call);
 void tk_rpc_set_user(tk_rpc_call *call, void *user);
 void *tk_rpc_user(const tk_rpc_call *call);
 /* Memory that lives as long as the call; NULL when over the call's budget. */

@@ -62,6 +62,7 @@ static void tell_end(const tk_rpc_call *call)
     const tk_rpc_opts *opts = &call->server->opts;
     if (!opts->ended) return;
     const tk_rpc_ended ended = {.path = call->method ? call->method->path : NULL,
+                                .stream = call->method && call->method->kind != TK_RPC_UNARY,
                                 .who = &call->identity,
                                 .trace = call->trace,
                                 .code = (int)call->code,
@@ -179,6 +180,7 @@ static void do_message(tk_rpc_call *call, tk__rpc_scratch *scratch)
     const ProtobufCMessage *message;
     tk_diag diag;
     call->bytes += grpc_byte_buffer_length(call->in);
+    call->received_ns = tk_now_ns();
     tk_err err = is_over(call) ? TK_CANCELLED
                                : tk__rpc_decode(call->method, call->in, &call->message, scratch,
                                                 &message, &diag);
@@ -504,8 +506,15 @@ const char *tk_rpc_trace(const tk_rpc_call *call)
 
 void tk_rpc_note(tk_rpc_call *call, uint64_t images, uint64_t version)
 {
-    call->images = images;
+    pthread_mutex_lock(&call->lock);
+    call->images += images;
     call->version = version;
+    pthread_mutex_unlock(&call->lock);
+}
+
+int64_t tk_rpc_received_ns(const tk_rpc_call *call)
+{
+    return call->received_ns;
 }
 
 int tk_rpc_code(tk_err err)

@@ -15,6 +15,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "inference/open_inference_grpc.pb-c.h"
 #include "scrape.h"
 #include "trunkd_process.h"
 
@@ -357,6 +358,78 @@ static void the_log_tells_of_calls_and_never_a_token(void **state)
     tk_client_free_message(a.message);
 }
 
+/* Three messages with images among them; the call's line comes when it has ended. */
+static void stream_images(const char *path, const ProtobufCMessage *const *messages, size_t n,
+                          const ProtobufCMessageDescriptor *type)
+{
+    tk_client_call *call = tk_client_start(server.alice, path, type, 60000);
+    assert_non_null(call);
+    for (size_t i = 0; i < n; i++)
+        assert_true(tk_client_send(call, messages[i]));
+    tk_client_send_end(call);
+    for (size_t i = 0; i < n; i++) {
+        ProtobufCMessage *message = tk_client_receive(call);
+        assert_non_null(message);
+        tk_client_free_message(message);
+    }
+    tk_client_status status;
+    assert_null(tk_client_receive(call));
+    assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_OK);
+}
+
+static double total_count(void)
+{
+    char *text = scrape();
+    const double n = scrape_value(text, "trunkd_stage_seconds_count{stage=\"total\"}");
+    free(text);
+    return n;
+}
+
+/* One line, with the images of all its messages; each message is a request of its own elsewhere. */
+static void streams_are_logged_with_their_images(void **state)
+{
+    (void)state;
+    ProtobufCBinaryData data[3];
+    for (size_t i = 0; i < 3; i++)
+        data[i] = (ProtobufCBinaryData){images[i].size, images[i].data};
+    Trunkd__V1__ClassifyStreamRequest frame;
+    trunkd__v1__classify_stream_request__init(&frame);
+    frame.n_images = 3;
+    frame.images = data;
+    const double before = total_count();
+    stream_images("/trunkd.v1.Classifier/ClassifyStream",
+                  (const ProtobufCMessage *const[]){&frame.base, &frame.base, &frame.base}, 3,
+                  PB(classify_stream_response));
+    assert_true(logged("method=trunkd.v1.Classifier/ClassifyStream tenant=alice code=OK"));
+    assert_true(logged("images=9 version=3"));
+    expect_sample("trunkd_stage_seconds_count{stage=\"total\"}", before + 3);
+
+    char model[] = "type", name[] = "image", datatype[] = "BYTES";
+    int64_t shape[] = {2};
+    Inference__InferTensorContents contents = INFERENCE__INFER_TENSOR_CONTENTS__INIT;
+    contents.n_bytes_contents = 2;
+    contents.bytes_contents = data;
+    Inference__ModelInferRequest__InferInputTensor
+        input = INFERENCE__MODEL_INFER_REQUEST__INFER_INPUT_TENSOR__INIT,
+        *inputs[] = {&input};
+    input.name = name;
+    input.datatype = datatype;
+    input.n_shape = 1;
+    input.shape = shape;
+    input.contents = &contents;
+    Inference__ModelInferRequest infer = INFERENCE__MODEL_INFER_REQUEST__INIT;
+    infer.model_name = model;
+    infer.n_inputs = 1;
+    infer.inputs = inputs;
+    stream_images("/inference.GRPCInferenceService/ModelStreamInfer",
+                  (const ProtobufCMessage *const[]){&infer.base, &infer.base}, 2,
+                  &inference__model_stream_infer_response__descriptor);
+    assert_true(
+        logged("method=inference.GRPCInferenceService/ModelStreamInfer tenant=alice code=OK"));
+    assert_true(logged("images=4 version=3"));
+    expect_sample("trunkd_stage_seconds_count{stage=\"total\"}", before + 5);
+}
+
 static void a_tenant_that_leaves_is_in_no_metric(void **state)
 {
     (void)state;
@@ -443,6 +516,7 @@ int main(void)
         cmocka_unit_test(top_shows_one_view_and_ends),
         cmocka_unit_test(a_well_formed_trace_is_logged_and_no_other),
         cmocka_unit_test(the_log_tells_of_calls_and_never_a_token),
+        cmocka_unit_test(streams_are_logged_with_their_images),
         cmocka_unit_test(a_tenant_that_leaves_is_in_no_metric),
         cmocka_unit_test(slow_watchers_hold_no_call_up),
         cmocka_unit_test(draining_is_not_ready),
