@@ -172,6 +172,7 @@ bool tk__classify_all_bad(const tk_infer *infer);
 /* -- handlers, by service -- */
 void tk__classify_stream_start(tk_rpc_call *call);
 void tk__classify_stream_message(tk_rpc_call *call, const ProtobufCMessage *message);
+void tk__classify_stream_refused(tk_rpc_call *call, tk_err err, const tk_diag *why);
 void tk__classify_stream_end(tk_rpc_call *call);
 void tk__classify_stream_writable(tk_rpc_call *call);
 void tk__classify_stream_drain(tk_rpc_call *call);

@@ -27,6 +27,7 @@ static const tk_rpc_method methods[] = {
      .on_msg = tk__classify_stream_message,
      .on_end = tk__classify_stream_end,
      .on_writable = tk__classify_stream_writable,
+     .on_refused = tk__classify_stream_refused,
      .on_drain = tk__classify_stream_drain,
      .on_free = tk__classify_stream_free},
 

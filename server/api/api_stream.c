@@ -57,7 +57,9 @@ struct stream {
     size_t images, bytes; /* of these */
     bool moving, again;   /* a thread is inside move_on(); there is more for it */
     bool paused;          /* the next message is not asked for */
-    bool ended, draining; /* no further message: the client's wish, the server's */
+    bool ended, draining; /* no further message: the client's wish, the server's; or */
+    tk_err refused;       /* one was no good, why the stream ends; else TK_OK */
+    tk_diag why;
 };
 
 static void item_free(item *it)
@@ -146,9 +148,12 @@ static void move_on(stream *s)
     s->moving = false;
     const bool next = s->paused && has_room_locked(s);
     if (next) s->paused = false;
-    const bool ended = s->ended && !s->first, drained = s->draining && !s->first;
+    const bool over = !s->first, refused = over && s->refused != TK_OK;
+    const bool ended = over && s->ended, drained = over && s->draining;
     pthread_mutex_unlock(&s->lock);
-    if (ended)
+    if (refused)
+        tk__fail(s->call, s->refused, &s->why); /* does not change any more */
+    else if (ended)
         tk_rpc_finish(s->call);
     else if (drained)
         tk_rpc_fail(s->call, TK_BUSY,
@@ -388,6 +393,17 @@ void tk__classify_stream_start(tk_rpc_call *call)
     tk_rpc_set_user(call, s);
 }
 
+/* What came before is answered first. */
+void tk__classify_stream_refused(tk_rpc_call *call, tk_err err, const tk_diag *why)
+{
+    stream *s = tk_rpc_user(call);
+    pthread_mutex_lock(&s->lock);
+    s->refused = err;
+    s->why = *why;
+    pthread_mutex_unlock(&s->lock);
+    move_on(s);
+}
+
 void tk__classify_stream_message(tk_rpc_call *call, const ProtobufCMessage *message)
 {
     stream *s = tk_rpc_user(call);
@@ -396,13 +412,15 @@ void tk__classify_stream_message(tk_rpc_call *call, const ProtobufCMessage *mess
     s->in = (const request *)message;
     if (s->in->settings && s->settled)
         err = tk_fail(&diag, TK_BADARG,
-                      "settings came again: they hold from the first message to the last");
+                      "message %" PRIu64
+                      ": settings came again: they hold from the first message to the last",
+                      tk_rpc_message_number(call));
     else if (s->in->settings)
         err = keep_settings(s, s->in->settings, &diag);
     if (err == TK_OK)
         find_version(s);
     else
-        tk__fail(call, err, &diag);
+        tk__classify_stream_refused(call, err, &diag);
 }
 
 void tk__classify_stream_end(tk_rpc_call *call)

@@ -68,6 +68,10 @@ typedef struct tk_rpc_method {
     /* Cancelled, deadline passed, peer gone, or a later message of a client stream was refused; at
      * most once, and not after reply, finish or fail. May be NULL. */
     void (*on_cancel)(tk_rpc_call *call);
+    /* Bidirectional stream: a message cannot be taken (it is malformed, or there is no memory), and
+     * there will be no further one: the method finishes what it has and fails the call with this.
+     * NULL: the call fails at once, and on_cancel tells. */
+    void (*on_refused)(tk_rpc_call *call, tk_err err, const tk_diag *why);
     /* Bidirectional stream: the server stops, and there will be no further message; the method
      * finishes what it has and fails the call with TK_BUSY. Any thread, also while another callback
      * runs; must not call tk_rpc_next. NULL: a stream that waits for a message ends at once. */
@@ -146,7 +150,8 @@ const char *tk_rpc_trace(const tk_rpc_call *call);
 /* What `ended` is to be told of the call: so many images more, and the version, of which the last
  * counts. Any thread that holds the call. */
 void tk_rpc_note(tk_rpc_call *call, uint64_t images, uint64_t version);
-/* When the message came that the callbacks have. CLOCK_MONOTONIC. */
+/* Which message of the stream the callbacks have, from 1, and when it came (CLOCK_MONOTONIC). */
+uint64_t tk_rpc_message_number(const tk_rpc_call *call);
 int64_t tk_rpc_received_ns(const tk_rpc_call *call);
 void tk_rpc_set_user(tk_rpc_call *call, void *user);
 void *tk_rpc_user(const tk_rpc_call *call);

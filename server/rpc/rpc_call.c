@@ -1,5 +1,6 @@
 /* One call, from its headers to its end: refusals that need no body, then messages one by one into
  * the method's callbacks, then on_free. See rpc_internal.h for threads, references and locks. */
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -167,10 +168,17 @@ void tk_rpc_message_free(tk_rpc_message *message)
     tk_free(message);
 }
 
-/* To the method, a message that cannot be taken is the same as a cancel. */
-static void refuse_message(tk_rpc_call *call, tk_err err, const char *text)
+/* To a method that does not ask, a message that cannot be taken is the same as a cancel. */
+static void refuse_message(tk_rpc_call *call, tk_err err, const tk_diag *why)
 {
-    if (!tk__rpc_end(call, tk__status_code(err), text)) return;
+    tk_diag text = *why;
+    if (streams_in(call))
+        err = tk_fail(&text, err, "message %" PRIu64 ": %s", call->messages, why->text);
+    if (call->method->on_refused) {
+        if (enter(call)) call->method->on_refused(call, err, &text);
+        return;
+    }
+    if (!tk__rpc_end(call, tk__status_code(err), text.text)) return;
     atomic_store_explicit(&call->cancelled, true, memory_order_relaxed);
     if (call->begun && call->method->on_cancel) call->method->on_cancel(call);
 }
@@ -180,6 +188,7 @@ static void do_message(tk_rpc_call *call, tk__rpc_scratch *scratch)
     const ProtobufCMessage *message;
     tk_diag diag;
     call->bytes += grpc_byte_buffer_length(call->in);
+    call->messages++;
     call->received_ns = tk_now_ns();
     tk_err err = is_over(call) ? TK_CANCELLED
                                : tk__rpc_decode(call->method, call->in, &call->message, scratch,
@@ -192,7 +201,7 @@ static void do_message(tk_rpc_call *call, tk__rpc_scratch *scratch)
         err = TK_LIMIT;
     }
     if (err != TK_OK) {
-        refuse_message(call, err, diag.text);
+        refuse_message(call, err, &diag);
         return;
     }
     if (enter(call)) call->method->on_msg(call, message);
@@ -510,6 +519,11 @@ void tk_rpc_note(tk_rpc_call *call, uint64_t images, uint64_t version)
     call->images += images;
     call->version = version;
     pthread_mutex_unlock(&call->lock);
+}
+
+uint64_t tk_rpc_message_number(const tk_rpc_call *call)
+{
+    return call->messages;
 }
 
 int64_t tk_rpc_received_ns(const tk_rpc_call *call)

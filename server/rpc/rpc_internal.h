@@ -86,10 +86,10 @@ struct tk_rpc_call {
     bool by_certificate; /* `identity` is a certificate's, and there is no token */
     char *peer;          /* gpr's */
     int64_t deadline_ns, begun_ns;
-    int64_t over_ns;     /* lock until over, then fixed */
-    char trace[33];      /* "" or 32 hex digits */
-    uint64_t bytes;      /* the callbacks'; of messages received */
-    int64_t received_ns; /* the callbacks'; when the last of them came */
+    int64_t over_ns;          /* lock until over, then fixed */
+    char trace[33];           /* "" or 32 hex digits */
+    uint64_t messages, bytes; /* the callbacks'; received */
+    int64_t received_ns;      /* the callbacks'; when the last of them came */
     atomic_uint refs;
     atomic_bool cancelled;
     tk__rpc_tag closed, received, sent, unused;

@@ -881,6 +881,30 @@ static void a_streams_requests_name_their_versions(void **state)
     assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_OK);
 }
 
+static void a_malformed_request_ends_a_stream_after_the_answers(void **state)
+{
+    (void)state;
+    tk_client_call *call = tk_client_start(server.alice, METHOD("ModelStreamInfer"),
+                                           OIP(model_stream_infer_response), 60000);
+    question q;
+    pixels_raw(&q, 2);
+    for (int i = 0; i < 3; i++)
+        assert_true(tk_client_send(call, &q.in.base));
+    assert_true(tk_client_send_bytes(call, "\x0a\x7f", 2));
+    for (int i = 0; i < 3; i++) {
+        ProtobufCMessage *message = tk_client_receive(call);
+        assert_non_null(message);
+        assert_all(((const Inference__ModelStreamInferResponse *)message)->infer_response, 2, 1,
+                   true);
+        tk_client_free_message(message);
+    }
+    finish_question(&q);
+    assert_null(tk_client_receive(call));
+    tk_client_status status;
+    tk_client_finish(call, &status);
+    assert_status(&status, BAD, "message 4: not a valid inference.ModelInferRequest");
+}
+
 static void a_cancelled_stream_leaves_nothing_behind(void **state)
 {
     (void)state;
@@ -1088,6 +1112,7 @@ int main(void)
         cmocka_unit_test(statistics_of_what_is_not_the_callers_are_not_found),
         cmocka_unit_test(a_stream_answers_each_request_and_outlives_errors),
         cmocka_unit_test(a_streams_requests_name_their_versions),
+        cmocka_unit_test(a_malformed_request_ends_a_stream_after_the_answers),
         cmocka_unit_test(a_cancelled_stream_leaves_nothing_behind),
         cmocka_unit_test(an_empty_server_is_ready_and_has_no_model),
     };
