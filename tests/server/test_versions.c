@@ -160,18 +160,6 @@ static void must(const answer a)
     tk_client_free_message(a.message);
 }
 
-static uint64_t roll_back(const trunkd *t, uint64_t to)
-{
-    Trunkd__V1__RollbackRequest in;
-    trunkd__v1__rollback_request__init(&in);
-    in.version = to;
-    const answer a = ask(t->admin, "/trunkd.v1.Admin/Rollback", &in, PB(version));
-    if (!a.message) fail_msg("%s: %s", tk_client_code_text(a.status.code), a.status.text);
-    const uint64_t number = ((const Trunkd__V1__Version *)a.message)->number;
-    tk_client_free_message(a.message);
-    return number;
-}
-
 /* -- tests -- */
 
 static void a_request_is_answered_by_the_version_that_it_names(void **state)
@@ -190,7 +178,7 @@ static void a_request_is_answered_by_the_version_that_it_names(void **state)
     }
     must(set_label(t.admin, "stable", 1, 0));
     expect(&t, "stable", 1, 1);
-    assert_int_equal(roll_back(&t, 2), 4); /* labels and numbers stay, `latest` goes along */
+    assert_int_equal(trunkd_roll_back(&t, 2), 4); /* labels and numbers stay, `latest` goes along */
     expect(&t, "stable", 1, 1);
     expect(&t, "3", 3, 3);
     expect(&t, "latest", 4, 2);
@@ -446,7 +434,7 @@ static void a_stream_is_answered_by_the_version_that_it_began_with(void **state)
         calls[i] = stream_to(&t, cases[i].version);
         stream_hear(calls[i], cases[i].number, cases[i].model);
     }
-    assert_int_equal(roll_back(&t, 1), 4);
+    assert_int_equal(trunkd_roll_back(&t, 1), 4);
     must(set_label(t.admin, "stable", 3, 0));
     for (int round = 0; round < 3; round++) /* two of them take turns in the one pinned place */
         for (size_t i = 0; i < STREAMS; i++)
@@ -593,7 +581,7 @@ static void pinned_requests_get_their_version_while_others_are_swapped(void **st
     }
     for (uint64_t v = 4; v < 12; v++) {
         wait_answers(loads, 4, 3);
-        assert_int_equal(roll_back(&t, v % 2 ? 1 : 2), v);
+        assert_int_equal(trunkd_roll_back(&t, v % 2 ? 1 : 2), v);
     }
     wait_answers(loads, 4, 3);
     atomic_store(&stop, true);
@@ -618,7 +606,7 @@ static void pins_of_many_versions_take_no_more_memory_than_allowed(void **state)
     trunkd_start(&t,
                  (const char *const[]){"--pinned-versions", "2", "--http", "127.0.0.1:0", NULL});
     for (uint64_t v = 4; v <= VERSIONS; v++)
-        assert_int_equal(roll_back(&t, v % 2 ? 1 : 2), v);
+        assert_int_equal(trunkd_roll_back(&t, v % 2 ? 1 : 2), v);
     const int http = trunkd_http_port(&t);
     memset(loads, 0, sizeof loads);
     loads[0] = (load){.version = ""}; /* is not held up by the others */
@@ -758,8 +746,7 @@ static void the_protocols_versions_are_the_same(void **state)
 static int set_up(void **state)
 {
     (void)state;
-    for (unsigned i = 0; i < IMAGES; i++)
-        images[i] = i % 2 ? fixture_jpeg(64, 48, i) : fixture_png(36, 40, i);
+    fixture_images(images, IMAGES);
     for (size_t m = 0; m < MODELS; m++)
         compute(m + 1, &models[m]);
     return 0;
@@ -768,8 +755,7 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     (void)state;
-    for (unsigned i = 0; i < IMAGES; i++)
-        free(images[i].data);
+    fixture_images_free(images, IMAGES);
     return 0;
 }
 
