@@ -370,6 +370,20 @@ static void find_trace(tk_rpc_call *call, const grpc_metadata_array *metadata)
     }
 }
 
+/* The core holds only those clients to its limit that have acknowledged its settings. Counted as
+ * HTTP/2 counts them (RFC 9113, 6.5.2). */
+static tk_err check_headers(const grpc_metadata_array *metadata, tk_diag *diag)
+{
+    enum { ENTRY = 32 };
+    size_t n = 0;
+    for (size_t i = 0; i < metadata->count; i++)
+        n += GRPC_SLICE_LENGTH(metadata->metadata[i].key) +
+             GRPC_SLICE_LENGTH(metadata->metadata[i].value) + ENTRY;
+    if (n <= TK__RPC_MAX_METADATA) return TK_OK;
+    return tk_fail(diag, TK_LIMIT, "the call's headers have %zu bytes, the limit is %d", n,
+                   (int)TK__RPC_MAX_METADATA);
+}
+
 /* Who calls, and whether this method is for them. */
 static tk_err admit(tk_rpc_call *call, const grpc_metadata_array *metadata, tk_diag *diag)
 {
@@ -416,7 +430,8 @@ static void begin(tk_rpc_call *call, const grpc_call_details *details,
         refuse_unknown(call, details->method);
         return;
     }
-    tk_err err = admit(call, metadata, &diag);
+    tk_err err = check_headers(metadata, &diag);
+    if (err == TK_OK) err = admit(call, metadata, &diag);
     if (err != TK_OK)
         tk__rpc_end(call, tk__status_code(err), diag.text);
     else if (call->method->on_start)
