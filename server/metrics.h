@@ -32,7 +32,8 @@ typedef enum tk_stage {
     TK_STAGE_QUEUE,  /* of one image: waiting for a decode thread, then for its pass */
     TK_STAGE_TRUNK,  /* of one pass: rendering and the trunk */
     TK_STAGE_HEAD,   /* of one pass: all its heads */
-    TK_STAGE_TOTAL,  /* of one request answered OK: from its headers to its answer on the way */
+    TK_STAGE_TOTAL, /* of one request answered OK: from its headers, in a stream its message, to its
+                     answer on the way */
     TK_STAGE_COUNT,
 } tk_stage;
 

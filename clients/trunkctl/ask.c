@@ -54,8 +54,8 @@ void tk__batch_clear(tk__batch *batch)
     batch->n = batch->bytes = 0;
 }
 
-Trunkd__V1__ClassifyResponse *tk__ask(tk__ctl *ctl, const tk__batch *batch, const tk__list *heads,
-                                      const char *version, unsigned top, tk_client_status *status)
+Trunkd__V1__ClassifyResponse *tk__ask(tk__ctl *ctl, const tk__batch *batch,
+                                      const tk__question *question, tk_client_status *status)
 {
     Trunkd__V1__ClassifyRequest request;
     trunkd__v1__classify_request__init(&request);
@@ -63,10 +63,11 @@ Trunkd__V1__ClassifyResponse *tk__ask(tk__ctl *ctl, const tk__batch *batch, cons
     memcpy(images, batch->data, batch->n * sizeof(*images));
     request.n_images = batch->n;
     request.images = images;
-    request.n_heads = heads->n;
-    request.heads = heads->items;
-    request.top_k = top;
-    request.version = tk__copy(version);
+    request.n_heads = question->heads.n;
+    request.heads = question->heads.items;
+    request.top_k = question->top;
+    request.priority = question->priority;
+    request.version = tk__copy(question->version);
     const unsigned timeout = ctl->timeout_ms > 86400000 ? 86400000 : (unsigned)ctl->timeout_ms;
     ProtobufCMessage *answer = NULL;
     const bool answered =

@@ -24,10 +24,17 @@ bool tk__batch_fill(tk__batch *batch, const tk__images *list, size_t *next, size
 void tk__batch_frames(tk__batch *batch, tk__frames *frames, size_t limit);
 void tk__batch_clear(tk__batch *batch);
 
-/* One request to `version` ("": the current one). NULL: *status says why. An answer has as many
- * images as the batch. */
-Trunkd__V1__ClassifyResponse *tk__ask(tk__ctl *ctl, const tk__batch *batch, const tk__list *heads,
-                                      const char *version, unsigned top, tk_client_status *status);
+/* What is asked about every image; all borrowed. */
+typedef struct tk__question {
+    tk__list heads;      /* none: all */
+    const char *version; /* "": the current one */
+    unsigned top;        /* answers of each head */
+    unsigned priority;   /* 1 to 5; 0: the default */
+} tk__question;
+
+/* One request. NULL: *status says why. An answer has as many images as the batch. */
+Trunkd__V1__ClassifyResponse *tk__ask(tk__ctl *ctl, const tk__batch *batch,
+                                      const tk__question *question, tk_client_status *status);
 /* The answer of one head, or NULL. */
 const Trunkd__V1__HeadAnswer *tk__answer_of(const Trunkd__V1__ImageAnswer *image, const char *head);
 

@@ -19,10 +19,10 @@
 
 typedef struct classify {
     tk__ctl *ctl;
-    tk__list heads;
-    uint64_t top, batch, interval_ms;
+    tk__question question;
+    uint64_t batch, interval_ms;
     double for_seconds;
-    const char *summary, *version;
+    const char *summary;
     bool tally, repeat;
     /* what comes of it */
     size_t n_tallies;
@@ -137,8 +137,7 @@ static void take_batch(void *ctx, const tk__batch *batch, uint64_t version,
 static bool ask_batch(classify *c, tk_client_status *status)
 {
     const int64_t began = tk__now_ns();
-    Trunkd__V1__ClassifyResponse *answer =
-        tk__ask(c->ctl, &c->work, &c->heads, c->version, (unsigned)c->top, status);
+    Trunkd__V1__ClassifyResponse *answer = tk__ask(c->ctl, &c->work, &c->question, status);
     const bool answered = answer != NULL;
     tk__load_count(&c->load, answered, tk__now_ns() - began, answered ? answer->version : 0,
                    c->work.n);
@@ -152,10 +151,9 @@ static bool ask_batch(classify *c, tk_client_status *status)
 static int run_once(classify *c, const tk__images *list, tk__frames *frames)
 {
     tk_client_status status = {0};
-    const bool many = list->n > c->batch && !c->version[0]; /* streams ask for none */
+    const bool many = list->n > c->batch;
     const int code =
-        many ? tk__stream_ask(c->ctl, list, c->batch, &c->heads, (unsigned)c->top, take_batch, c)
-             : TK__DONE;
+        many ? tk__stream_ask(c->ctl, list, c->batch, &c->question, take_batch, c) : TK__DONE;
     if (code != TK__DONE) return code;
     for (size_t next = 0; !many && next < list->n && !tk__stop_asked();) {
         if (!tk__batch_fill(&c->work, list, &next, c->batch)) return TK__FAILED;
@@ -258,13 +256,16 @@ int tk__cmd_classify(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
     classify *c = tk__alloc(1, sizeof(*c));
     const char *heads = NULL;
+    uint64_t top = 1, priority = 0;
     tk__list rest;
-    *c = (classify){.ctl = ctl, .version = "", .top = 1, .batch = 16};
+    *c = (classify){.ctl = ctl, .question = {.version = ""}, .batch = 16};
     const tk__opt opts[] = {
         {"head", 0, TK__TEXT, &heads, "A,B", "only these heads (default: all of yours)"},
-        {"top", 'k', TK__NUMBER, &c->top, "N", "the N best answers of each head (default 1)"},
-        {"model-version", 0, TK__TEXT, &c->version, "V",
+        {"top", 'k', TK__NUMBER, &top, "N", "the N best answers of each head (default 1)"},
+        {"model-version", 0, TK__TEXT, &c->question.version, "V",
          "answered by this version: a number, a label, or latest"},
+        {"priority", 0, TK__NUMBER, &priority, "N",
+         "among your own requests: 1 comes first, 5 last (default 3)"},
         {"tally", 't', TK__FLAG, &c->tally, NULL, "count the answers by class"},
         {"batch", 0, TK__NUMBER, &c->batch, "N",
          "images in one message (default 16, at most 256); more go through a stream"},
@@ -279,19 +280,21 @@ int tk__cmd_classify(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
                               SIZE_MAX);
     if (code == TK__GO && (c->batch < 1 || c->batch > TK__BATCH_MAX))
         code = tk__usage(cmd, "--batch is 1 to 256");
-    if (code == TK__GO && (c->top < 1 || c->top > 10000))
-        code = tk__usage(cmd, "--top is 1 to 10000");
+    if (code == TK__GO && (top < 1 || top > 10000)) code = tk__usage(cmd, "--top is 1 to 10000");
+    if (code == TK__GO && priority > UINT32_MAX) code = tk__usage(cmd, "--priority is 1 to 5");
     if (code == TK__GO && !c->repeat && (c->summary || c->interval_ms || c->for_seconds > 0))
         code = tk__usage(cmd, "--for, --interval and --summary go with --repeat");
     if (code == TK__GO) {
-        c->heads = tk__list_split(heads);
+        c->question.heads = tk__list_split(heads);
+        c->question.top = (unsigned)top;
+        c->question.priority = (unsigned)priority; /* its limits are the server's matter */
         code = run(c, cmd, &rest);
     }
     tk__list_free(&rest);
     for (size_t i = 0; i < c->n_tallies; i++)
         tk__tally_free(&c->tallies[i]);
     free(c->tallies);
-    tk__list_free_deep(&c->heads);
+    tk__list_free_deep(&c->question.heads);
     free(c);
     return code;
 }

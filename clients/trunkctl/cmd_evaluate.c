@@ -52,7 +52,8 @@ static void count(evaluate *e, const tk__image *image, const Trunkd__V1__ImageAn
 static int ask_all(evaluate *e, const tk__images *list, size_t batch)
 {
     tk__batch *work = tk__alloc(1, sizeof(*work));
-    tk__list heads = {.n = 1, .items = &e->head};
+    const tk__question question = {
+        .heads = {.n = 1, .items = &e->head}, .version = e->version, .top = 5};
     tk__progress progress;
     tk__progress_begin(&progress, "classifying", list->n, e->ctl->quiet);
     int code = tk__connect(e->ctl) ? TK__DONE : TK__FAILED;
@@ -62,8 +63,7 @@ static int ask_all(evaluate *e, const tk__images *list, size_t batch)
             code = TK__FAILED;
             break;
         }
-        Trunkd__V1__ClassifyResponse *answer =
-            tk__ask(e->ctl, work, &heads, e->version, 5, &status);
+        Trunkd__V1__ClassifyResponse *answer = tk__ask(e->ctl, work, &question, &status);
         for (size_t i = 0; answer && i < work->n; i++)
             count(e, &list->items[work->index[i]], answer->images[i]);
         if (answer) {

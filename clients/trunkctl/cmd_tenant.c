@@ -50,6 +50,40 @@ int tk__cmd_tenant_create(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **arg
     return TK__DONE;
 }
 
+/* A limit's cell; 0 is what everybody has. */
+static void put_limit(tk__table *table, double value, const char *everybody)
+{
+    if (value > 0)
+        tk__table_cell(table, "%.15g", value);
+    else
+        tk__table_cell(table, "%s", everybody);
+}
+
+static void print_tenants(const Trunkd__V1__ListTenantsResponse *answer)
+{
+    static const char *const titles[] = {"TENANT",   "HEADS", "DATA SETS",   "STORED", "WEIGHT",
+                                         "IMAGES/S", "QUEUE", "QUEUE BYTES", "SINCE"};
+    tk__table table;
+    tk__table_init(&table, "lrrrrrrrl");
+    for (size_t i = 0; i < sizeof(titles) / sizeof(titles[0]); i++)
+        tk__table_cell(&table, "%s", titles[i]);
+    for (size_t i = 0; i < answer->n_tenants; i++) {
+        const Trunkd__V1__Tenant *t = answer->tenants[i];
+        const Trunkd__V1__TenantLimits *l = t->limits;
+        char buf[64];
+        tk__table_cell(&table, "%s", t->name);
+        tk__table_cell(&table, "%llu", (unsigned long long)t->heads);
+        tk__table_cell(&table, "%llu", (unsigned long long)t->data_sets);
+        tk__table_cell(&table, "%s", tk__bytes(t->bytes, buf, sizeof(buf)));
+        put_limit(&table, l ? l->weight : 0, "1");
+        put_limit(&table, l ? l->rate : 0, "-");
+        put_limit(&table, l ? (double)l->images : 0, "-");
+        tk__table_cell(&table, "%s", l && l->bytes ? tk__bytes(l->bytes, buf, sizeof(buf)) : "-");
+        tk__table_cell(&table, "%s", tk__when(t->created_ms, buf, sizeof(buf)));
+    }
+    tk__table_print(&table, stdout, 0);
+}
+
 int tk__cmd_tenant_list(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
 {
     tk__list rest;
@@ -66,21 +100,7 @@ int tk__cmd_tenant_list(tk__ctl *ctl, const tk__cmd *cmd, int argc, char **argv)
     } else if (answer->n_tenants == 0) {
         puts("No tenant yet. Make one: trunkctl tenant create NAME");
     } else {
-        tk__table table;
-        tk__table_init(&table, "lrrrl");
-        static const char *const titles[] = {"TENANT", "HEADS", "DATA SETS", "STORED", "SINCE"};
-        for (size_t i = 0; i < 5; i++)
-            tk__table_cell(&table, "%s", titles[i]);
-        for (size_t i = 0; i < answer->n_tenants; i++) {
-            const Trunkd__V1__Tenant *t = answer->tenants[i];
-            char buf[64];
-            tk__table_cell(&table, "%s", t->name);
-            tk__table_cell(&table, "%llu", (unsigned long long)t->heads);
-            tk__table_cell(&table, "%llu", (unsigned long long)t->data_sets);
-            tk__table_cell(&table, "%s", tk__bytes(t->bytes, buf, sizeof(buf)));
-            tk__table_cell(&table, "%s", tk__when(t->created_ms, buf, sizeof(buf)));
-        }
-        tk__table_print(&table, stdout, 0);
+        print_tenants(answer);
     }
     tk_client_free_message(&answer->base);
     return TK__DONE;

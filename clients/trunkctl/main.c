@@ -137,7 +137,10 @@ static const tk__cmd commands[] = {
      "  trunkctl tenant create alice\n"
      "  trunkctl tenant create alice --quiet > alice.token",
      tk__cmd_tenant_create},
-    {"tenant list", "", "admin: all tenants", "  trunkctl tenant list", tk__cmd_tenant_list},
+    {"tenant list", "", "admin: all tenants, with their weights and limits",
+     "  trunkctl tenant list                            - is what everybody has\n"
+     "  trunkctl tenant list --json",
+     tk__cmd_tenant_list},
     {"tenant limits", "NAME", "admin: a tenant's share of the queue and its limits",
      "Without options: what is set. 0 is what everybody has: weight 1, and what the server's flags "
      "say. A tenant of\n"

@@ -14,8 +14,7 @@ typedef Trunkd__V1__ClassifyStreamResponse response;
 
 typedef struct stream {
     tk__ctl *ctl;
-    const tk__list *heads;
-    unsigned top;
+    const tk__question *question;
     tk_client_call *call;
     tk__batch *ring; /* [UNDER_WAY] */
     size_t first, n; /* under way */
@@ -26,9 +25,11 @@ static bool send_batch(stream *s, const tk__batch *batch)
 {
     Trunkd__V1__ClassifySettings settings;
     trunkd__v1__classify_settings__init(&settings);
-    settings.n_heads = s->heads->n;
-    settings.heads = s->heads->items;
-    settings.top_k = s->top;
+    settings.n_heads = s->question->heads.n;
+    settings.heads = s->question->heads.items;
+    settings.top_k = s->question->top;
+    settings.priority = s->question->priority;
+    settings.version = tk__copy(s->question->version);
     Trunkd__V1__ClassifyStreamRequest in;
     trunkd__v1__classify_stream_request__init(&in);
     if (!s->settled) in.settings = &settings;
@@ -38,7 +39,9 @@ static bool send_batch(stream *s, const tk__batch *batch)
         images[i] = batch->data[i];
     in.n_images = batch->n;
     in.images = images;
-    return tk_client_send(s->call, &in.base);
+    const bool sent = tk_client_send(s->call, &in.base);
+    free(settings.version);
+    return sent;
 }
 
 /* As many messages as may be under way. False: the call is over, or a file cannot be read
@@ -64,15 +67,17 @@ static void pause_ms(unsigned ms)
     nanosleep(&t, NULL);
 }
 
-/* What the stream refused for a limit, by calls of its own, so that the order stays. */
+/* What the stream refused for a limit, by calls of its own, so that the order stays. As in the
+ * stream, no name of a version means the current one, without a label's share. */
 static int ask_again(stream *s, const tk__batch *batch, unsigned wait_ms, tk__stream_take *take,
                      void *ctx)
 {
+    tk__question again = *s->question;
+    if (!again.version[0]) again.version = "latest";
     for (;;) {
         pause_ms(wait_ms);
         tk_client_status status = {0};
-        Trunkd__V1__ClassifyResponse *answer =
-            tk__ask(s->ctl, batch, s->heads, "latest", s->top, &status); /* as the stream */
+        Trunkd__V1__ClassifyResponse *answer = tk__ask(s->ctl, batch, &again, &status);
         if (answer) {
             take(ctx, batch, answer->version, answer->images);
             tk_client_free_message(&answer->base);
@@ -120,10 +125,10 @@ static int run(stream *s, const tk__images *list, size_t limit, tk__stream_take 
     return code;
 }
 
-int tk__stream_ask(tk__ctl *ctl, const tk__images *list, size_t limit, const tk__list *heads,
-                   unsigned top, tk__stream_take *take, void *ctx)
+int tk__stream_ask(tk__ctl *ctl, const tk__images *list, size_t limit, const tk__question *question,
+                   tk__stream_take *take, void *ctx)
 {
-    stream s = {.ctl = ctl, .heads = heads, .top = top};
+    stream s = {.ctl = ctl, .question = question};
     s.call = tk_client_start(ctl->client, "/trunkd.v1.Classifier/ClassifyStream",
                              &trunkd__v1__classify_stream_response__descriptor, 0);
     if (!s.call) return tk__fail("out of memory");

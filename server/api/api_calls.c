@@ -60,7 +60,7 @@ void tk_api_call_ended(void *ctx, const tk_rpc_ended *call)
 {
     const tk_api *api = ctx;
     tk_metrics_call_ended(api->o.metrics, call->path, call->code);
-    if (call->images > 0 && call->code == 0)
+    if (call->images > 0 && call->code == 0 && !call->stream) /* a stream's requests do it */
         tk_metrics_observe(api->o.metrics, TK_STAGE_TOTAL, call->duration_ns);
     if (atomic_load_explicit(&api->access_log, memory_order_relaxed)) log_access(call);
 }

@@ -1,7 +1,7 @@
 /* trunkd.v1.Classifier. A request is checked here, on the completion-queue thread (memory only), or
  * on the shelf's when its version had to be loaded; handed to the batcher, and answered from the
- * batcher's executor. The call is held (tk_rpc_ref)
- * meanwhile, and with it the request message, whose bytes the batcher reads. */
+ * batcher's executor. The call is held (tk_rpc_ref) meanwhile, and with it the request message,
+ * whose bytes the batcher reads. */
 #include <inttypes.h>
 #include <string.h>
 
@@ -232,17 +232,11 @@ tk_err tk__classify_check(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *
     return find_heads(in, snapshot, tk_rpc_identity(call)->name, heads, &n, diag);
 }
 
-static tk_err nothing_learned(tk_diag *diag)
+tk_err tk__nothing_learned(tk_diag *diag)
 {
     return tk_fail(diag, TK_PRECONDITION,
                    "nothing has been learned yet: upload labelled images (DataSets.Upload) and "
                    "submit a job (Jobs.Submit), which trains the trunk and its first head");
-}
-
-tk_err tk__classify_snapshot(tk_rpc_call *call, tk_snapshot **out, tk_diag *diag)
-{
-    *out = tk_current_get(tk__api(call)->o.current);
-    return *out ? TK_OK : nothing_learned(diag);
 }
 
 /* `snapshot` as find_heads() takes it. */
@@ -292,7 +286,7 @@ static void picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_err er
     const Trunkd__V1__ClassifyRequest *in = (const Trunkd__V1__ClassifyRequest *)message;
     tk_diag diag = *why;
     if (err == TK_PRECONDITION)
-        err = nothing_learned(&diag);
+        err = tk__nothing_learned(&diag);
     else if (err == TK_OK || err == TK_NOTFOUND)
         err = submit(call, in, snapshot, &diag);
     if (err == TK_OK) return;

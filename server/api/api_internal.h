@@ -92,6 +92,8 @@ typedef bool tk__fits_fn(const tk_rpc_call *call, const ProtobufCMessage *in,
  * the version is loaded. `in` must live as long as the call is held and not answered. */
 void tk__pick_version(tk_rpc_call *call, const ProtobufCMessage *in, const char *version,
                       tk__fits_fn *fits, tk__picked_fn *then);
+/* What a request's field says about the version. TK_BADARG, with a sentence. */
+TK_MUST tk_err tk__version_parse(tk_want *want, const char *version, tk_diag *diag);
 /* " in version "7"", or "" where no version was named: for a sentence about what is not there. */
 typedef struct tk__in_version {
     char text[64];
@@ -149,10 +151,11 @@ static inline double tk__number(double x)
 
 /* -- classification, however the images came (api_classifier.c) -- */
 
-/* The version that is served: a reference. TK_PRECONDITION: there is none yet. */
-TK_MUST tk_err tk__classify_snapshot(tk_rpc_call *call, tk_snapshot **out, tk_diag *diag);
+/* TK_PRECONDITION: there is no version yet, and what to do about it. */
+TK_MUST tk_err tk__nothing_learned(tk_diag *diag);
 /* Checks the request, and makes what the batcher wants: all but `user`, `cancelled` and `done` is
- * filled in. The images' bytes are borrowed from `in`. */
+ * filled in. The images' bytes are borrowed from `in`. `snapshot` NULL: a version in which the
+ * tenant has no head. */
 TK_MUST tk_err tk__classify_prepare(tk_rpc_call *call, const Trunkd__V1__ClassifyRequest *in,
                                     tk_snapshot *snapshot, tk_infer **infer, tk_diag *diag);
 /* The same without its images: are its priority and its heads good? */
@@ -169,6 +172,7 @@ bool tk__classify_all_bad(const tk_infer *infer);
 /* -- handlers, by service -- */
 void tk__classify_stream_start(tk_rpc_call *call);
 void tk__classify_stream_message(tk_rpc_call *call, const ProtobufCMessage *message);
+void tk__classify_stream_refused(tk_rpc_call *call, tk_err err, const tk_diag *why);
 void tk__classify_stream_end(tk_rpc_call *call);
 void tk__classify_stream_writable(tk_rpc_call *call);
 void tk__classify_stream_drain(tk_rpc_call *call);

@@ -1,5 +1,6 @@
-/* inference.GRPCInferenceService without inference (api_oip_infer.c): which models there are, what
- * they take and give. All of it comes from the snapshot of the version that was asked for. */
+/* inference.GRPCInferenceService without inference (api_oip_infer.c) and lists of models: what a
+ * model takes and gives. It comes from the snapshot of the version that was asked for; which other
+ * versions there are, from the store. */
 #include "api/api_oip.h"
 
 #include <inttypes.h>
@@ -142,19 +143,27 @@ static char *put_platform(tk__region *region, const tk_snapshot *snapshot)
     return tk__print(region, "trunkd_%s", tk_arch_name(tk_snapshot_arch(snapshot)));
 }
 
-static void *put_metadata(tk__region *region, const tk_rpc_call *call, const tk_snapshot *snapshot,
-                          const tk_head *head)
+/* `places`: the versions to list; none is only the snapshot's. */
+static Inference__ModelMetadataResponse *put_metadata(tk__region *region, const tk_rpc_call *call,
+                                                      const tk_snapshot *snapshot,
+                                                      const tk_head *head,
+                                                      const tk_head_places *places)
 {
+    const size_t n = places->n > 0 ? places->n : 1;
     Inference__ModelMetadataResponse *m =
         tk__new(region, &inference__model_metadata_response__descriptor);
     if (!m) return NULL;
-    m->versions = tk__alloc(region, 1, sizeof *m->versions);
+    m->versions = tk__alloc(region, n, sizeof *m->versions);
     m->inputs = tk__alloc(region, 1, sizeof(tensor_metadata *));
     m->outputs = tk__alloc(region, TK_OIP_OUTPUTS, sizeof(tensor_metadata *));
     if (!m->versions || !m->inputs || !m->outputs) return NULL;
     m->name = tk__oip_shown(call, head);
     m->platform = put_platform(region, snapshot);
-    m->versions[m->n_versions++] = tk__print(region, "%" PRIu64, tk_snapshot_number(snapshot));
+    while (m->n_versions < n) {
+        const uint64_t number =
+            places->n > 0 ? places->items[m->n_versions].version : tk_snapshot_number(snapshot);
+        m->versions[m->n_versions++] = tk__print(region, "%" PRIu64, number);
+    }
     m->inputs[m->n_inputs++] = put_tensor(region, "image", "BYTES", 1, 0);
     for (tk_oip_output o = 0; o < TK_OIP_OUTPUTS; o++)
         m->outputs[m->n_outputs++] = put_tensor(region, tk__oip_output_names[o], "FP32", 2,
@@ -162,29 +171,24 @@ static void *put_metadata(tk__region *region, const tk_rpc_call *call, const tk_
     return m;
 }
 
-/* What `put` makes of the model. */
-typedef void *put_model(tk__region *region, const tk_rpc_call *call, const tk_snapshot *snapshot,
-                        const tk_head *head);
-
-static void describe(tk_rpc_call *call, const char *name, const char *version, tk_err err,
-                     const tk_snapshot *snapshot, const tk_diag *why, put_model *put)
-{
-    tk_diag diag = *why;
-    const tk_head *head;
-    err = tk__oip_find(call, err, snapshot, name, version, &head, &diag);
-    if (err != TK_OK) {
-        tk__fail(call, err, &diag);
-        return;
-    }
-    tk__region region = {NULL, false};
-    tk__reply(call, &region, put(&region, call, snapshot, head));
-}
-
 static void metadata_picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_err err,
-                            tk_snapshot *snapshot, const tk_diag *diag)
+                            tk_snapshot *snapshot, const tk_diag *why)
 {
     const Inference__ModelMetadataRequest *in = (const Inference__ModelMetadataRequest *)message;
-    describe(call, in->name, in->version, err, snapshot, diag, put_metadata);
+    tk_diag diag = *why;
+    tk_head_places places = {0};
+    const tk_head *head;
+    err = tk__oip_find(call, err, snapshot, in->name, in->version, &head, &diag);
+    /* Who names no version is still on the call's own worker thread, which may ask the store. */
+    if (err == TK_OK && !in->version[0])
+        err = tk_store_head_places(tk__api(call)->o.store, tk__tenant(call), in->name,
+                                   TK_OIP_PLACES_MAX, &places, &diag);
+    tk__region region = {NULL, false};
+    if (err == TK_OK)
+        tk__reply(call, &region, put_metadata(&region, call, snapshot, head, &places));
+    else
+        tk__fail(call, err, &diag);
+    tk_head_places_fini(&places);
 }
 
 void tk__oip_model_metadata(tk_rpc_call *call, const ProtobufCMessage *message)
@@ -254,8 +258,8 @@ static Inference__ModelOutput *put_output(tk__region *region, const tk_head *hea
     return m;
 }
 
-static void *put_config(tk__region *region, const tk_rpc_call *call, const tk_snapshot *snapshot,
-                        const tk_head *head)
+static Inference__ModelConfigResponse *put_config(tk__region *region, const tk_rpc_call *call,
+                                                  const tk_snapshot *snapshot, const tk_head *head)
 {
     Inference__ModelConfigResponse *out =
         tk__new(region, &inference__model_config_response__descriptor);
@@ -276,58 +280,21 @@ static void *put_config(tk__region *region, const tk_rpc_call *call, const tk_sn
 }
 
 static void config_picked(tk_rpc_call *call, const ProtobufCMessage *message, tk_err err,
-                          tk_snapshot *snapshot, const tk_diag *diag)
+                          tk_snapshot *snapshot, const tk_diag *why)
 {
     const Inference__ModelConfigRequest *in = (const Inference__ModelConfigRequest *)message;
-    describe(call, in->name, in->version, err, snapshot, diag, put_config);
+    tk_diag diag = *why;
+    const tk_head *head;
+    err = tk__oip_find(call, err, snapshot, in->name, in->version, &head, &diag);
+    tk__region region = {NULL, false};
+    if (err == TK_OK)
+        tk__reply(call, &region, put_config(&region, call, snapshot, head));
+    else
+        tk__fail(call, err, &diag);
 }
 
 void tk__oip_model_config(tk_rpc_call *call, const ProtobufCMessage *message)
 {
     const Inference__ModelConfigRequest *in = (const Inference__ModelConfigRequest *)message;
     pick(call, message, in->version, config_picked);
-}
-
-/* -- the index -- */
-
-typedef Inference__RepositoryIndexResponse__ModelIndex model_index;
-
-static Inference__RepositoryIndexResponse *put_index(tk__region *region, const tk_rpc_call *call,
-                                                     const tk_snapshot *snapshot)
-{
-    Inference__RepositoryIndexResponse *m =
-        tk__new(region, &inference__repository_index_response__descriptor);
-    if (!m || !snapshot) return m; /* nothing learned yet */
-    const tk_identity *who = tk_rpc_identity(call);
-    size_t first = 0;
-    const size_t n = who->admin ? tk_snapshot_heads(snapshot)
-                                : tk_snapshot_of_tenant(snapshot, who->name, &first);
-    m->models = tk__alloc(region, n, sizeof(model_index *));
-    for (size_t i = first; m->models && i < first + n; i++) {
-        model_index *one =
-            tk__new(region, &inference__repository_index_response__model_index__descriptor);
-        if (!one) return NULL;
-        one->name = tk__oip_shown(call, tk_snapshot_head(snapshot, i));
-        one->version = tk__print(region, "%" PRIu64, tk_snapshot_number(snapshot));
-        one->state = tk__print(region, "READY");
-        m->models[m->n_models++] = one;
-    }
-    return m;
-}
-
-void tk__oip_repository_index(tk_rpc_call *call, const ProtobufCMessage *message)
-{
-    const Inference__RepositoryIndexRequest *in =
-        (const Inference__RepositoryIndexRequest *)message;
-    if (in->repository_name[0] != '\0') {
-        char copy[80];
-        tk__api_text_copy(copy, sizeof copy, in->repository_name);
-        tk_rpc_fail(call, TK_NOTFOUND, "there is no repository \"%s\": leave repository_name empty",
-                    copy);
-        return;
-    }
-    tk__region region = {NULL, false};
-    tk_snapshot *snapshot = tk_current_get(tk__api(call)->o.current);
-    tk__reply(call, &region, put_index(&region, call, snapshot));
-    tk_snapshot_unref(snapshot);
 }

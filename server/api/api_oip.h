@@ -6,7 +6,10 @@
 #include "api/api_internal.h"
 #include "inference/open_inference_grpc.pb-c.h"
 
-enum { TK_OIP_IMAGES_MAX = 256 };
+enum {
+    TK_OIP_IMAGES_MAX = 256,
+    TK_OIP_PLACES_MAX = 10000, /* versions of a model, and lines of the index: the newest */
+};
 
 typedef enum tk_oip_output {
     TK_OIP_PROBABILITIES,

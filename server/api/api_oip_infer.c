@@ -273,12 +273,14 @@ static void answer(const query *q, const tk_infer *infer)
 {
     tk__region region = {NULL, false};
     Inference__ModelInferResponse *m = put_answer(&region, q, infer);
-    if (m && !region.failed)
-        atomic_fetch_add_explicit(&tk__api(q->call)->requests, 1, memory_order_relaxed);
-    if (q->stream)
-        send_answer(q->call, &region, m, NULL);
-    else
+    tk_api *api = tk__api(q->call);
+    if (m && !region.failed) atomic_fetch_add_explicit(&api->requests, 1, memory_order_relaxed);
+    if (!q->stream) {
         tk__reply(q->call, &region, m);
+        return;
+    }
+    tk_metrics_observe(api->o.metrics, TK_STAGE_TOTAL, tk_now_ns() - tk_rpc_received_ns(q->call));
+    send_answer(q->call, &region, m, NULL);
 }
 
 /* The first image that could not be read. */
@@ -350,7 +352,7 @@ static tk_err submit(query *q, tk_snapshot *snapshot, tk_diag *diag)
         infer->done = done;
         tk_rpc_call *call = q->call; /* `q` may be gone when the submit comes back */
         tk_rpc_ref(call);
-        if (!q->stream) tk_rpc_note(call, q->n, q->version);
+        tk_rpc_note(call, q->n, q->version);
         err = tk_batcher_submit(tk__api(call)->o.batcher, infer, diag);
         if (err != TK_OK) {
             if (!q->stream) tk_rpc_retry_after(call, infer->retry_ms);

@@ -36,7 +36,7 @@ static void done(void *user, tk_err err, tk_snapshot *snapshot, const tk_diag *d
     tk_free(v);
 }
 
-static tk_err parse(tk_want *want, const char *version, tk_diag *diag)
+tk_err tk__version_parse(tk_want *want, const char *version, tk_diag *diag)
 {
     if (tk_want_parse(want, version) == TK_OK) return TK_OK;
     char copy[48];
@@ -59,7 +59,7 @@ void tk__pick_version(tk_rpc_call *call, const ProtobufCMessage *in, const char 
                     .done = done};
     tk_snapshot *snapshot = NULL;
     visit *v = tk_calloc(1, sizeof *v);
-    tk_err err = v ? parse(&pick.want, version, &diag)
+    tk_err err = v ? tk__version_parse(&pick.want, version, &diag)
                    : tk_fail(&diag, TK_NOMEM, "no memory for the request");
     if (err == TK_OK) {
         *v = (visit){.call = call, .in = in, .fits = may_share, .then = then};

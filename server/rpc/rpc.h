@@ -68,6 +68,10 @@ typedef struct tk_rpc_method {
     /* Cancelled, deadline passed, peer gone, or a later message of a client stream was refused; at
      * most once, and not after reply, finish or fail. May be NULL. */
     void (*on_cancel)(tk_rpc_call *call);
+    /* Bidirectional stream: a message cannot be taken (it is malformed, or there is no memory), and
+     * there will be no further one: the method finishes what it has and fails the call with this.
+     * NULL: the call fails at once, and on_cancel tells. */
+    void (*on_refused)(tk_rpc_call *call, tk_err err, const tk_diag *why);
     /* Bidirectional stream: the server stops, and there will be no further message; the method
      * finishes what it has and fails the call with TK_BUSY. Any thread, also while another callback
      * runs; must not call tk_rpc_next. NULL: a stream that waits for a message ends at once. */
@@ -94,6 +98,7 @@ typedef struct tk_rpc_tls {
 /* A call that is over. Everything is borrowed until the callback returns. */
 typedef struct tk_rpc_ended {
     const char *path;         /* the method's, from the table; NULL: there is no such method */
+    bool stream;              /* the method's, of any kind */
     const tk_identity *who;   /* name "" and no admin: nobody known */
     const char *trace;        /* tk_rpc_trace() */
     int code;                 /* gRPC's number */
@@ -142,8 +147,12 @@ int64_t tk_rpc_deadline_ns(const tk_rpc_call *call); /* CLOCK_MONOTONIC; INT64_M
 bool tk_rpc_cancelled(const tk_rpc_call *call);      /* any thread */
 /* The caller's trace id, 32 hex digits, from a well-formed `traceparent`; else "". */
 const char *tk_rpc_trace(const tk_rpc_call *call);
-/* What `ended` is to be told of the call. Before it ends. */
+/* What `ended` is to be told of the call: so many images more, and the version, of which the last
+ * counts. Any thread that holds the call. */
 void tk_rpc_note(tk_rpc_call *call, uint64_t images, uint64_t version);
+/* Which message of the stream the callbacks have, from 1, and when it came (CLOCK_MONOTONIC). */
+uint64_t tk_rpc_message_number(const tk_rpc_call *call);
+int64_t tk_rpc_received_ns(const tk_rpc_call *call);
 void tk_rpc_set_user(tk_rpc_call *call, void *user);
 void *tk_rpc_user(const tk_rpc_call *call);
 /* Memory that lives as long as the call; NULL when over the call's budget. */

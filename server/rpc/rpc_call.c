@@ -1,5 +1,6 @@
 /* One call, from its headers to its end: refusals that need no body, then messages one by one into
  * the method's callbacks, then on_free. See rpc_internal.h for threads, references and locks. */
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -62,6 +63,7 @@ static void tell_end(const tk_rpc_call *call)
     const tk_rpc_opts *opts = &call->server->opts;
     if (!opts->ended) return;
     const tk_rpc_ended ended = {.path = call->method ? call->method->path : NULL,
+                                .stream = call->method && call->method->kind != TK_RPC_UNARY,
                                 .who = &call->identity,
                                 .trace = call->trace,
                                 .code = (int)call->code,
@@ -166,10 +168,17 @@ void tk_rpc_message_free(tk_rpc_message *message)
     tk_free(message);
 }
 
-/* To the method, a message that cannot be taken is the same as a cancel. */
-static void refuse_message(tk_rpc_call *call, tk_err err, const char *text)
+/* To a method that does not ask, a message that cannot be taken is the same as a cancel. */
+static void refuse_message(tk_rpc_call *call, tk_err err, const tk_diag *why)
 {
-    if (!tk__rpc_end(call, tk__status_code(err), text)) return;
+    tk_diag text = *why;
+    if (streams_in(call))
+        err = tk_fail(&text, err, "message %" PRIu64 ": %s", call->messages, why->text);
+    if (call->method->on_refused) {
+        if (enter(call)) call->method->on_refused(call, err, &text);
+        return;
+    }
+    if (!tk__rpc_end(call, tk__status_code(err), text.text)) return;
     atomic_store_explicit(&call->cancelled, true, memory_order_relaxed);
     if (call->begun && call->method->on_cancel) call->method->on_cancel(call);
 }
@@ -179,6 +188,8 @@ static void do_message(tk_rpc_call *call, tk__rpc_scratch *scratch)
     const ProtobufCMessage *message;
     tk_diag diag;
     call->bytes += grpc_byte_buffer_length(call->in);
+    call->messages++;
+    call->received_ns = tk_now_ns();
     tk_err err = is_over(call) ? TK_CANCELLED
                                : tk__rpc_decode(call->method, call->in, &call->message, scratch,
                                                 &message, &diag);
@@ -190,7 +201,7 @@ static void do_message(tk_rpc_call *call, tk__rpc_scratch *scratch)
         err = TK_LIMIT;
     }
     if (err != TK_OK) {
-        refuse_message(call, err, diag.text);
+        refuse_message(call, err, &diag);
         return;
     }
     if (enter(call)) call->method->on_msg(call, message);
@@ -359,6 +370,20 @@ static void find_trace(tk_rpc_call *call, const grpc_metadata_array *metadata)
     }
 }
 
+/* The core holds only those clients to its limit that have acknowledged its settings. Counted as
+ * HTTP/2 counts them (RFC 9113, 6.5.2). */
+static tk_err check_headers(const grpc_metadata_array *metadata, tk_diag *diag)
+{
+    enum { ENTRY = 32 };
+    size_t n = 0;
+    for (size_t i = 0; i < metadata->count; i++)
+        n += GRPC_SLICE_LENGTH(metadata->metadata[i].key) +
+             GRPC_SLICE_LENGTH(metadata->metadata[i].value) + ENTRY;
+    if (n <= TK__RPC_MAX_METADATA) return TK_OK;
+    return tk_fail(diag, TK_LIMIT, "the call's headers have %zu bytes, the limit is %d", n,
+                   (int)TK__RPC_MAX_METADATA);
+}
+
 /* Who calls, and whether this method is for them. */
 static tk_err admit(tk_rpc_call *call, const grpc_metadata_array *metadata, tk_diag *diag)
 {
@@ -405,7 +430,8 @@ static void begin(tk_rpc_call *call, const grpc_call_details *details,
         refuse_unknown(call, details->method);
         return;
     }
-    tk_err err = admit(call, metadata, &diag);
+    tk_err err = check_headers(metadata, &diag);
+    if (err == TK_OK) err = admit(call, metadata, &diag);
     if (err != TK_OK)
         tk__rpc_end(call, tk__status_code(err), diag.text);
     else if (call->method->on_start)
@@ -504,8 +530,20 @@ const char *tk_rpc_trace(const tk_rpc_call *call)
 
 void tk_rpc_note(tk_rpc_call *call, uint64_t images, uint64_t version)
 {
-    call->images = images;
+    pthread_mutex_lock(&call->lock);
+    call->images += images;
     call->version = version;
+    pthread_mutex_unlock(&call->lock);
+}
+
+uint64_t tk_rpc_message_number(const tk_rpc_call *call)
+{
+    return call->messages;
+}
+
+int64_t tk_rpc_received_ns(const tk_rpc_call *call)
+{
+    return call->received_ns;
 }
 
 int tk_rpc_code(tk_err err)

@@ -88,8 +88,8 @@ struct tk_rpc_call {
     int64_t deadline_ns, begun_ns;
     int64_t over_ns;          /* lock until over, then fixed */
     char trace[33];           /* "" or 32 hex digits */
-    uint64_t images, version; /* tk_rpc_note() */
-    uint64_t bytes;           /* the callbacks'; of messages received */
+    uint64_t messages, bytes; /* the callbacks'; received */
+    int64_t received_ns;      /* the callbacks'; when the last of them came */
     atomic_uint refs;
     atomic_bool cancelled;
     tk__rpc_tag closed, received, sent, unused;
@@ -112,6 +112,7 @@ struct tk_rpc_call {
     grpc_status_code code;                  /* lock until over, then fixed */
     tk_diag why;                            /* the same */
     uint32_t retry_ms;                      /* the same; 0: none */
+    uint64_t images, version;               /* lock; tk_rpc_note() */
 
     unsigned todo;                      /* workers' lock: TK__DO_ bits */
     bool scheduled;                     /* workers' lock */

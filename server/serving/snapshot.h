@@ -68,7 +68,8 @@ typedef struct tk_pass {
  * does not depend on the rest of the batch, to the bit. Equal scores are ordered by label index.
  * One thread at a time: the batcher's executor. */
 void tk_snapshot_run(tk_snapshot *snapshot, size_t n, const tk_pass *passes);
-/* How long the last run took, up to the features and from there on. The same thread. */
+/* How long the last run took, up to the features and from there on; before the first, the warm-up
+ * that creation ends with. The same thread. */
 int64_t tk_snapshot_trunk_ns(const tk_snapshot *snapshot);
 int64_t tk_snapshot_heads_ns(const tk_snapshot *snapshot);
 

@@ -291,6 +291,20 @@ TK_MUST tk_err tk_store_head_get(tk_store *store, int64_t tenant, const char *he
                                  unsigned with, tk_head_history *out, tk_diag *diag);
 void tk_head_history_fini(tk_head_history *list);
 
+/* Where heads are: a line for each version and head of `tenant` in it, by tenant, name and version;
+ * of more than `limit` those of the newest versions. `head` as above, but the current version need
+ * not have it; "" is all. */
+typedef struct tk_head_places {
+    struct tk_head_place {
+        uint64_t version;
+        char head[TK_HEAD_ID_SIZE]; /* "tenant/name" */
+    } * items;
+    size_t n;
+} tk_head_places;
+TK_MUST tk_err tk_store_head_places(tk_store *store, int64_t tenant, const char *head, size_t limit,
+                                    tk_head_places *out, tk_diag *diag);
+void tk_head_places_fini(tk_head_places *list);
+
 /* The number that the next version will have. Stable while the caller holds off other commits
  * (jobs.h). */
 TK_MUST tk_err tk_store_version_next(tk_store *store, uint64_t *number, tk_diag *diag);

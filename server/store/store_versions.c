@@ -235,6 +235,52 @@ void tk_head_history_fini(tk_head_history *list)
     *list = (tk_head_history){0};
 }
 
+static tk_err read_places_locked(tk_store *store, int64_t tenant, const char *head, size_t limit,
+                                 tk_head_places *out, tk_diag *diag)
+{
+    tk_rows rows;
+    size_t cap = 0;
+    tk_err err = tk__rows_open(
+        &rows, store->db, diag,
+        "SELECT version, tenant, head FROM (SELECT v.version, t.name tenant, h.name head"
+        " FROM version_heads v JOIN heads h ON h.id = v.head"
+        " JOIN tenants t ON t.id = h.tenant"
+        " WHERE (?1 = 0 OR h.tenant = ?1) AND (?2 = '' OR ?2 ="
+        " CASE WHEN ?1 = 0 THEN t.name || '/' || h.name ELSE h.name END)"
+        " ORDER BY v.version DESC LIMIT ?3) ORDER BY tenant, head, version",
+        "iti", tenant, head, (int64_t)limit);
+    while (err == TK_OK && tk__rows_next(&rows)) {
+        void *items = out->items;
+        if (!tk__list_grow(&items, out->n, &cap, sizeof *out->items)) {
+            err = no_memory(diag);
+            break;
+        }
+        out->items = items;
+        struct tk_head_place *place = &out->items[out->n++];
+        place->version = (uint64_t)tk__col_int(&rows, 0);
+        (void)snprintf(place->head, sizeof place->head, "%.63s/%.63s", tk__col_text(&rows, 1),
+                       tk__col_text(&rows, 2));
+    }
+    return tk__rows_close(&rows, err, diag);
+}
+
+tk_err tk_store_head_places(tk_store *store, int64_t tenant, const char *head, size_t limit,
+                            tk_head_places *out, tk_diag *diag)
+{
+    *out = (tk_head_places){0};
+    (void)pthread_mutex_lock(&store->lock);
+    const tk_err err = read_places_locked(store, tenant, head, limit, out, diag);
+    (void)pthread_mutex_unlock(&store->lock);
+    if (err != TK_OK) tk_head_places_fini(out);
+    return err;
+}
+
+void tk_head_places_fini(tk_head_places *list)
+{
+    tk_free(list->items);
+    *list = (tk_head_places){0};
+}
+
 void tk_version_fini(tk_version *version)
 {
     for (size_t i = 0; i < version->n_heads; i++)

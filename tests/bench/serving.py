@@ -12,6 +12,7 @@ For each input size each round measures, one after the other, so that a machine 
     models     ONNX Runtime with --models models, one for each of as many tenants, against trunkd with their heads:
                closed loop, mixed traffic, and what either keeps in memory then
     training   open loop at half of what one tenant got, without and with a job that trains meanwhile
+    start      trunkd with --heads heads, from the start of the process until its port answers; the median of --starts
 
 and, with the first size only, as it does not matter there:
 
@@ -35,7 +36,7 @@ import sys
 from engine import cpu
 from serving_run import Process, Site, engine, swaps
 
-PARTS = ['one', 'tenants', 'overload', 'ort', 'models', 'training', 'calls', 'swaps']
+PARTS = ['one', 'tenants', 'overload', 'ort', 'models', 'training', 'start', 'calls', 'swaps']
 
 
 def options():
@@ -54,6 +55,8 @@ def options():
     add('--px', help='its input sizes (64,224)')
     add('--tenants', type=int, default=32, help='(32)')
     add('--models', type=int, default=8, help='of the peer, each a tenant\'s (8)')
+    add('--heads', type=int, default=10, help='of the trunkd whose start is measured (10)')
+    add('--starts', type=int, help='in each round (7)')
     add('--threads', type=int, default=max(1, cores - 1), help=f'of inference ({max(1, cores - 1)} here)')
     add('--batch', type=int, help="images of a pass at most, the engine's and the servers' (16)")
     add('--concurrency', type=int, help='calls in flight in the closed loop (4 times --batch)')
@@ -66,6 +69,7 @@ def options():
     o.warm_up = 0.2 if o.quick else 2
     o.batch = o.batch or (4 if o.quick else 16)
     o.px = [int(px) for px in (o.px or ('64' if o.quick else '64,224')).split(',')]
+    o.starts = o.starts or (3 if o.quick else 7)
     o.swaps = o.swaps or (20 if o.quick else 200)
     o.concurrency = o.concurrency or 4 * o.batch
     o.parts = o.only.split(',') if o.only else PARTS
@@ -120,6 +124,11 @@ def measure_training(o, site, r):
     r['training'] = site.classify(*half)
     if not site.end_job(job):
         sys.exit('serving.sh: the job ended before the measurement: more pictures or epochs are needed')
+
+
+def measure_start(o, site, r):
+    with Site(o, site.px, o.heads) as few:
+        r['start'] = statistics.median(few.start() for _ in range(o.starts))
 
 
 def measure_calls(o, site, r):
@@ -254,6 +263,10 @@ def show_training(t, o):
     t.at_most('', lambda r: latency(r, 'training', 'p99') / latency(r, 'calm', 'p99'), '{:.3f} of that without', 1.5)
 
 
+def show_start(t, o):
+    t.at_most(f'start with {o.heads} heads, until the port answers', lambda r: r['start'], '{:.3f} s', 1, ' s')
+
+
 def show_calls(t, o):
     t.add('health checks', t.of(lambda r: r['health']['requests_per_s']), '{:.0f} calls/s')
     t.add('echo on the C core', t.of(lambda r: r['echo']['requests_per_s']), '{:.0f} calls/s')
@@ -270,7 +283,7 @@ def show_swaps(t, found):
 def show(o, rounds, found):
     t = Table(rounds)
     for part, kinds in (('one', ['one']), ('tenants', ['many']), ('overload', ['overload']), ('ort', ['ort']),
-                        ('models', ['models']), ('training', ['training']), ('calls', ['echo'])):
+                        ('models', ['models']), ('training', ['training']), ('start', ['start']), ('calls', ['echo'])):
         if t.has(*kinds):
             globals()[f'show_{part}'](t, o)
     if found:
@@ -306,7 +319,7 @@ def main():
         print(f'\n{px} px')
         sys.stdout.flush()
         rounds = []
-        with Site(o, px) as site:
+        with Site(o, px, o.tenants) as site:
             for i in range(o.rounds):
                 if sys.stderr.isatty():
                     print(f'\rround {i + 1} of {o.rounds}', end='', file=sys.stderr, flush=True)

@@ -20,14 +20,15 @@ class Process:
         self.dir = tempfile.mkdtemp(prefix='trunkd-serving-')
         self.port_file = f'{self.dir}/port'
         self.errors = tempfile.TemporaryFile('w+')
+        begun = time.monotonic()
         self.process = subprocess.Popen([*command, self.port_file], stderr=self.errors, stdout=self.errors, **how)
-        end = time.monotonic() + PATIENCE
         while not os.path.exists(self.port_file):
-            if self.process.poll() is not None or time.monotonic() > end:
+            if self.process.poll() is not None or time.monotonic() > begun + PATIENCE:
                 self.stop()
                 self.errors.seek(0)
                 sys.exit(f'serving.sh: {name} did not start:\n{self.errors.read()}')
-            time.sleep(0.05)
+            time.sleep(0.001)
+        self.start_seconds = time.monotonic() - begun  # until it answers
         with open(self.port_file) as port:
             self.address = f'127.0.0.1:{port.read().strip()}'
 
@@ -56,21 +57,21 @@ class Process:
 class Site:
     """A store with tenants and their tokens, pictures, and trunkd serving them: those of one size of input."""
 
-    def __init__(self, o, px):
-        self.o, self.px = o, px
+    def __init__(self, o, px, tenants):
+        self.o, self.px, self.tenants = o, px, tenants
         self.dir = tempfile.mkdtemp(prefix='trunkd-serving-')
         self.trunkd = None
 
     def __enter__(self):
         o = self.o
         try:
-            subprocess.run([f'{o.bin}/serving_store', self.dir, o.arch, str(self.px), str(o.tenants)], check=True)
+            subprocess.run([f'{o.bin}/serving_store', self.dir, o.arch, str(self.px), str(self.tenants)],
+                           check=True)
             self.token, self.tokens = f'{self.dir}/token', f'{self.dir}/tokens'
             self.few_tokens = f'{self.dir}/few-tokens'
             with open(self.tokens) as many, open(self.few_tokens, 'w') as few:
                 few.writelines(many.readlines()[:o.models])
-            self.trunkd = Process('trunkd', [f'{o.bin}/trunkd', '--store', f'{self.dir}/store', '--listen', '127.0.0.1:0',
-                                             '--threads', str(o.threads), '--batch', str(o.batch), '--port-file'])
+            self.start()
         except BaseException:
             self.__exit__()
             raise
@@ -80,6 +81,16 @@ class Site:
         if self.trunkd:
             self.trunkd.stop()
         shutil.rmtree(self.dir, ignore_errors=True)
+
+    def start(self):
+        """Starts trunkd, anew when it runs; seconds until it answers."""
+        o = self.o
+        if self.trunkd:
+            self.trunkd.stop()
+        self.trunkd = Process('trunkd', [f'{o.bin}/trunkd', '--store', f'{self.dir}/store', '--listen', '127.0.0.1:0',
+                                         '--threads', str(o.threads), '--batch', str(o.batch), '--port-file'])
+        self.ctl('health')
+        return self.trunkd.start_seconds
 
     def peer(self, models):
         """ONNX Runtime with so many models."""

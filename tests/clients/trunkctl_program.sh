@@ -65,6 +65,8 @@ expect 2 'expected NAME=NUMBER' "$trunkctl" finetune --head x --data 1 --set kap
 expect 2 'expected auto|shared|adapter|probe' "$trunkctl" finetune --head x --data 1 --policy maybe "${nowhere[@]}"
 expect 2 'expected probe|reject' "$trunkctl" finetune --head x --data 1 --fallback maybe "${nowhere[@]}"
 expect 2 'is not a whole number' "$trunkctl" finetune --head x --data one
+expect 2 '--priority is 1 to 5' "$trunkctl" classify x.jpg --priority 99999999999
+expect 0 'priority N .*1 comes first, 5 last' "$trunkctl" classify --help
 expect 2 'go with --repeat' "$trunkctl" classify x.jpg --interval 5
 expect 2 'or else --admin' "$trunkctl" token issue
 expect 2 'one argument too many' "$trunkctl" rollback 1 2

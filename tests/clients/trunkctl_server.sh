@@ -141,10 +141,19 @@ expect 0 '^weight +2$' admin tenant limits alice --weight 2
 expect 0 '^rate +500 images/s' admin tenant limits alice --rate 500
 expect 0 '^weight +2$' admin tenant limits alice
 expect 0 '"rate": 500' admin tenant limits alice --json
+expect 0 '^TENANT .* WEIGHT +IMAGES/S +QUEUE +QUEUE BYTES +SINCE$' admin tenant list
+expect 0 '^alice .* 2 +500 +- +- +20' admin tenant list
+expect 0 '^bob .* 1 +- +- +- +20' admin tenant list
+expect 0 '"weight": 2\.0,?$' admin tenant list --json
+expect 0 '^bytes +1048576 in the queue' admin tenant limits bob --images 64 --bytes 1048576
+expect 0 '^bob .* 1 +- +64 +1\.0 MiB +20' admin tenant list
 expect 1 'weight is 1000, but must be 0.01 to 100' admin tenant limits alice --weight 1000
 expect 1 'NOT_FOUND' admin tenant limits nobody
 expect 1 'PERMISSION_DENIED' alice tenant limits alice
 expect 0 '^weight +2$' admin tenant limits alice --rate 0
+expect 0 '^type: 4 images' alice classify "${photos[@]}" --tally --head type --priority 5
+expect 1 'INVALID_ARGUMENT: priority is 6' alice classify "${photos[0]}" --priority 6
+expect 1 'INVALID_ARGUMENT: priority is 6' alice classify "${photos[@]}" --batch 1 --priority 6
 expect 1 'NOT_FOUND' bob classify "${photos[0]}" --head type
 expect 1 'NOT_FOUND' alice classify "${photos[0]}" --head colour
 expect 0 '[1-9][0-9]* requests, 0 failed' alice classify "${photos[@]}" --repeat --for 1 --interval 10
@@ -211,6 +220,8 @@ expect 0 '^2 \* +canary 100 % ' admin versions
 expect 0 '^1 +stable ' admin versions
 expect 0 '"version":1' alice classify "${photos[0]}" --json --model-version stable
 expect 0 '"version":2' alice classify "${photos[0]}" --json
+expect 0 '"version":1' alice classify "${photos[@]}" --batch 1 --json --model-version stable
+expect 1 'NOT_FOUND: you have no head in version "77"' alice classify "${photos[@]}" --batch 1 --model-version 77
 expect 1 'NOT_FOUND: you have no head in version "77"' alice classify "${photos[0]}" --model-version 77
 expect 1 'INVALID_ARGUMENT: label: "latest" is always the current version' admin version label latest 1
 expect 1 'PERMISSION_DENIED' alice version label mine 1

@@ -139,6 +139,18 @@ static size_t put_chunk(uint8_t *at, const char *type, const uint8_t *data, size
     return 12 + n;
 }
 
+void fixture_images(fixture_bytes *images, size_t n)
+{
+    for (unsigned i = 0; i < n; i++)
+        images[i] = i % 2 ? fixture_jpeg(64, 48, i) : fixture_png(36, 40, i);
+}
+
+void fixture_images_free(fixture_bytes *images, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        free(images[i].data);
+}
+
 fixture_bytes fixture_png_bomb(unsigned w, unsigned h)
 {
     static const uint8_t signature[8] = {0x89, 'P', 'N', 'G', 13, 10, 26, 10};

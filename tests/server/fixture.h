@@ -22,6 +22,9 @@ typedef struct fixture_bytes {
 /* A w x h picture drawn from `seed`, as PNG or as JPEG. */
 fixture_bytes fixture_png(unsigned w, unsigned h, uint64_t seed);
 fixture_bytes fixture_jpeg(unsigned w, unsigned h, uint64_t seed);
+/* n of them, each another: PNG and JPEG by turns, of two sizes. */
+void fixture_images(fixture_bytes *images, size_t n);
+void fixture_images_free(fixture_bytes *images, size_t n);
 /* A well-formed PNG header that promises w x h pixels, with almost no data behind it. */
 fixture_bytes fixture_png_bomb(unsigned w, unsigned h);
 

@@ -319,6 +319,41 @@ static void on_chat_park(tk_rpc_call *call, const ProtobufCMessage *in)
     hand_over(call, in, true, chat);
 }
 
+typedef struct ending {
+    tk_rpc_call *call; /* held by the callback that waits for both */
+    pthread_barrier_t *both;
+    bool well;
+} ending;
+
+static void *end_chat(void *arg)
+{
+    const ending *e = arg;
+    pthread_barrier_wait(e->both);
+    if (e->well)
+        tk_rpc_finish(e->call);
+    else
+        tk_rpc_fail(e->call, TK_BUSY, "ended the other way");
+    return NULL;
+}
+
+static void on_chat_ends(tk_rpc_call *call, const ProtobufCMessage *in)
+{
+    session *s = enter(call);
+    (void)in;
+    Trunkd__V1__JobEvent event;
+    trunkd__v1__job_event__init(&event);
+    count(s->f, tk_rpc_send(call, &event.base) ? EV_QUEUED : EV_FULL);
+    pthread_t other;
+    pthread_barrier_t both;
+    pthread_barrier_init(&both, NULL, 2);
+    ending badly = {call, &both, false}, well = {call, &both, true};
+    assert_int_equal(pthread_create(&other, NULL, end_chat, &badly), 0);
+    end_chat(&well);
+    pthread_join(other, NULL);
+    pthread_barrier_destroy(&both);
+    leave(s);
+}
+
 static void on_chat_end(tk_rpc_call *call)
 {
     session *s = enter(call);
@@ -379,7 +414,14 @@ static const tk_rpc_method methods[] = {
     CHATTING(CHAT_WORK, TK_RPC_BLOCKING, on_chat),
     CHATTING(CHAT_LATER, 0, on_chat_later),
     CHATTING(CHAT_PARK, 0, on_chat_park),
+    CHATTING(CHAT_ENDS, TK_RPC_BLOCKING, on_chat_ends),
 };
+
+static void on_ended(void *ctx, const tk_rpc_ended *call)
+{
+    (void)call;
+    count(ctx, EV_ENDED);
+}
 
 static tk_err authenticate(void *ctx, const char *token, size_t len, tk_identity *out,
                            tk_diag *diag)
@@ -411,6 +453,7 @@ void rpc_fixture_start(rpc_fixture *f, const tk_rpc_opts *opts)
     tk_rpc_opts o = opts ? *opts : (tk_rpc_opts){.address = NULL};
     o.address = "127.0.0.1:0";
     o.authenticate = authenticate;
+    if (!o.ended) o.ended = on_ended;
     o.ctx = f;
     o.methods = methods;
     o.n_methods = sizeof methods / sizeof *methods;

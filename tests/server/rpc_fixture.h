@@ -35,6 +35,8 @@
 #define CHAT_WORK  "/test.Echo/ChatWork"
 #define CHAT_LATER "/test.Echo/ChatLater"
 #define CHAT_PARK  "/test.Echo/ChatPark"
+/* One event, and then two threads end the stream at once: well, and with TK_BUSY. */
+#define CHAT_ENDS "/test.Echo/ChatEnds"
 
 enum { SMALL_LIMIT = 4096, LARGE_LIMIT = 8 << 20 };
 
@@ -48,6 +50,7 @@ typedef enum rpc_event {
     EV_FULL,      /* sends refused by a full queue */
     EV_QUEUED,    /* sends taken */
     EV_OVERLAP,   /* callbacks of one call that ran at once: never */
+    EV_ENDED,     /* calls that the layer said were over */
     EV_COUNT,
 } rpc_event;
 

@@ -154,17 +154,6 @@ static scores ask_scores(tk_client *who, const char *head)
     return s;
 }
 
-static void roll_back(uint64_t version)
-{
-    Trunkd__V1__RollbackRequest in;
-    trunkd__v1__rollback_request__init(&in);
-    in.version = version;
-    const answer a =
-        ask(server.admin, "/trunkd.v1.Admin/Rollback", &in, &trunkd__v1__version__descriptor);
-    if (!a.message) fail_msg("%s", a.status.text);
-    tk_client_free_message(a.message);
-}
-
 static void assert_answers(const scores *got, uint64_t version, const char *id, const char *stem)
 {
     tk_model *model = make(version);
@@ -193,12 +182,12 @@ static void adapter_heads_answer_over_the_wire_and_nobody_else_changes(void **st
     const scores bob3 = ask_scores(server.bob, "colour");
     assert_answers(&alice3, 3, "alice/type", "type");
     assert_answers(&bob3, 3, "bob/colour", "colour");
-    roll_back(2);
+    (void)trunkd_roll_back(&server, 2);
     const scores alice2 = ask_scores(server.alice, "type");
     const scores bob2 = ask_scores(server.bob, "colour");
     assert_memory_equal(&bob2, &bob3, sizeof bob2); /* though Alice's adapter is gone */
     assert_memory_not_equal(&alice2, &alice3, sizeof alice2);
-    roll_back(1);
+    (void)trunkd_roll_back(&server, 1);
     const scores alice1 = ask_scores(server.alice, "type");
     const scores bob1 = ask_scores(server.bob, "colour");
     assert_memory_equal(&alice1, &alice2, sizeof alice1);

@@ -1,5 +1,4 @@
 /* The real trunkd as those see it who watch over it: metrics, readiness, the access log, top. */
-#define _GNU_SOURCE /* memmem */
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -15,6 +14,8 @@
 #include <cmocka.h>
 #include <jansson.h>
 
+#include "inference/open_inference_grpc.pb-c.h"
+#include "raw_http2.h"
 #include "scrape.h"
 #include "trunkd_process.h"
 
@@ -140,12 +141,7 @@ static void calls_show_in_the_metrics(void **state)
 static void versions_and_jobs_show_in_the_metrics(void **state)
 {
     (void)state;
-    Trunkd__V1__RollbackRequest back;
-    trunkd__v1__rollback_request__init(&back);
-    back.version = 1;
-    answer a = ask(server.admin, "/trunkd.v1.Admin/Rollback", &back, PB(version));
-    if (!a.message) fail_msg("%s", a.status.text);
-    tk_client_free_message(a.message);
+    (void)trunkd_roll_back(&server, 1);
     expect_sample("trunkd_version", 3);
     expect_sample("trunkd_versions_committed_total", 1);
     expect_sample("trunkd_versions_rolled_back_total", 1);
@@ -159,8 +155,8 @@ static void versions_and_jobs_show_in_the_metrics(void **state)
     trunkd__v1__submit_job_request__init(&in);
     in.head = head;
     in.data_set = data;
-    a = ask(server.bob, "/trunkd.v1.Jobs/Submit", &in,
-            PB(job)); /* its trainer fails, again and again */
+    answer a = ask(server.bob, "/trunkd.v1.Jobs/Submit", &in,
+                   PB(job)); /* its trainer fails, again and again */
     if (!a.message) fail_msg("%s", a.status.text);
     Trunkd__V1__CancelJobRequest cancel;
     trunkd__v1__cancel_job_request__init(&cancel);
@@ -233,56 +229,18 @@ static void top_shows_one_view_and_ends(void **state)
 
 /* -- traces, with HTTP/2 by hand -- */
 
-typedef struct bytes {
-    unsigned char data[1024];
-    size_t len;
-} bytes;
-
-static void put(bytes *to, const void *data, size_t len)
-{
-    assert_true(to->len + len <= sizeof to->data);
-    memcpy(to->data + to->len, data, len);
-    to->len += len;
-}
-
-/* A header as HPACK's literal without indexing (RFC 7541, 6.2.2). */
-static void put_header(bytes *to, const char *name, const char *value)
-{
-    const unsigned char sizes[2] = {(unsigned char)strlen(name), (unsigned char)strlen(value)};
-    put(to, "", 1);
-    put(to, &sizes[0], 1);
-    put(to, name, sizes[0]);
-    put(to, &sizes[1], 1);
-    put(to, value, sizes[1]);
-}
-
 /* Calls Heads/List with a token that is none and these traces (up to the first NULL). */
 static void call_with_traces(const char *first, const char *second)
 {
-    bytes out = {.len = 0}, headers = {.len = 0};
-    put_header(&headers, ":method", "POST");
-    put_header(&headers, ":scheme", "http");
-    put_header(&headers, ":path", "/trunkd.v1.Heads/List");
-    put_header(&headers, ":authority", "localhost");
-    put_header(&headers, "te", "trailers");
-    put_header(&headers, "content-type", "application/grpc");
-    put_header(&headers, "authorization", "Bearer tk_a-secret-that-is-none");
-    put_header(&headers, "traceparent", first);
-    if (second) put_header(&headers, "traceparent", second);
-    put(&out, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24);
-    put(&out, "\0\0\0\4\0\0\0\0\0", 9); /* SETTINGS */
-    const unsigned char frame[9] = {
-        0, (unsigned char)(headers.len >> 8), (unsigned char)headers.len, 1, 4, 0, 0, 0, 1};
-    put(&out, frame, 9);
-    put(&out, headers.data, headers.len);
+    raw_bytes out = {.len = 0}, headers = {.len = 0};
+    raw_put_call(&headers, "/trunkd.v1.Heads/List", "tk_a-secret-that-is-none");
+    raw_put_header(&headers, "traceparent", first);
+    if (second) raw_put_header(&headers, "traceparent", second);
+    raw_put_hello(&out);
+    raw_put_frame(&out, RAW_HEADERS, RAW_END_HEADERS, 1, &headers);
     const int fd = scrape_dial(server.port);
-    assert_int_equal(send(fd, out.data, out.len, MSG_NOSIGNAL), (ssize_t)out.len);
-    char in[4096];
-    size_t n = 0;
-    for (ssize_t got = 1; got > 0 && n < sizeof in - 1 && !memmem(in, n, "grpc-status", 11);) {
-        got = recv(fd, in + n, sizeof in - 1 - n, 0);
-        n += got > 0 ? (size_t)got : 0;
-    }
+    raw_send(fd, &out);
+    assert_true(raw_read_status(fd, TK_CLIENT_UNAUTHENTICATED));
     close(fd);
 }
 
@@ -355,6 +313,78 @@ static void the_log_tells_of_calls_and_never_a_token(void **state)
     free(log);
     free(metrics);
     tk_client_free_message(a.message);
+}
+
+/* Three messages with images among them; the call's line comes when it has ended. */
+static void stream_images(const char *path, const ProtobufCMessage *const *messages, size_t n,
+                          const ProtobufCMessageDescriptor *type)
+{
+    tk_client_call *call = tk_client_start(server.alice, path, type, 60000);
+    assert_non_null(call);
+    for (size_t i = 0; i < n; i++)
+        assert_true(tk_client_send(call, messages[i]));
+    tk_client_send_end(call);
+    for (size_t i = 0; i < n; i++) {
+        ProtobufCMessage *message = tk_client_receive(call);
+        assert_non_null(message);
+        tk_client_free_message(message);
+    }
+    tk_client_status status;
+    assert_null(tk_client_receive(call));
+    assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_OK);
+}
+
+static double total_count(void)
+{
+    char *text = scrape();
+    const double n = scrape_value(text, "trunkd_stage_seconds_count{stage=\"total\"}");
+    free(text);
+    return n;
+}
+
+/* One line, with the images of all its messages; each message is a request of its own elsewhere. */
+static void streams_are_logged_with_their_images(void **state)
+{
+    (void)state;
+    ProtobufCBinaryData data[3];
+    for (size_t i = 0; i < 3; i++)
+        data[i] = (ProtobufCBinaryData){images[i].size, images[i].data};
+    Trunkd__V1__ClassifyStreamRequest frame;
+    trunkd__v1__classify_stream_request__init(&frame);
+    frame.n_images = 3;
+    frame.images = data;
+    const double before = total_count();
+    stream_images("/trunkd.v1.Classifier/ClassifyStream",
+                  (const ProtobufCMessage *const[]){&frame.base, &frame.base, &frame.base}, 3,
+                  PB(classify_stream_response));
+    assert_true(logged("method=trunkd.v1.Classifier/ClassifyStream tenant=alice code=OK"));
+    assert_true(logged("images=9 version=3"));
+    expect_sample("trunkd_stage_seconds_count{stage=\"total\"}", before + 3);
+
+    char model[] = "type", name[] = "image", datatype[] = "BYTES";
+    int64_t shape[] = {2};
+    Inference__InferTensorContents contents = INFERENCE__INFER_TENSOR_CONTENTS__INIT;
+    contents.n_bytes_contents = 2;
+    contents.bytes_contents = data;
+    Inference__ModelInferRequest__InferInputTensor
+        input = INFERENCE__MODEL_INFER_REQUEST__INFER_INPUT_TENSOR__INIT,
+        *inputs[] = {&input};
+    input.name = name;
+    input.datatype = datatype;
+    input.n_shape = 1;
+    input.shape = shape;
+    input.contents = &contents;
+    Inference__ModelInferRequest infer = INFERENCE__MODEL_INFER_REQUEST__INIT;
+    infer.model_name = model;
+    infer.n_inputs = 1;
+    infer.inputs = inputs;
+    stream_images("/inference.GRPCInferenceService/ModelStreamInfer",
+                  (const ProtobufCMessage *const[]){&infer.base, &infer.base}, 2,
+                  &inference__model_stream_infer_response__descriptor);
+    assert_true(
+        logged("method=inference.GRPCInferenceService/ModelStreamInfer tenant=alice code=OK"));
+    assert_true(logged("images=4 version=3"));
+    expect_sample("trunkd_stage_seconds_count{stage=\"total\"}", before + 5);
 }
 
 static void a_tenant_that_leaves_is_in_no_metric(void **state)
@@ -443,6 +473,7 @@ int main(void)
         cmocka_unit_test(top_shows_one_view_and_ends),
         cmocka_unit_test(a_well_formed_trace_is_logged_and_no_other),
         cmocka_unit_test(the_log_tells_of_calls_and_never_a_token),
+        cmocka_unit_test(streams_are_logged_with_their_images),
         cmocka_unit_test(a_tenant_that_leaves_is_in_no_metric),
         cmocka_unit_test(slow_watchers_hold_no_call_up),
         cmocka_unit_test(draining_is_not_ready),

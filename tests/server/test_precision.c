@@ -166,17 +166,6 @@ static void assert_served(uint64_t version, const char *precision, const char *a
     tk_client_free_message(&s->base);
 }
 
-static void roll_back(uint64_t version)
-{
-    Trunkd__V1__RollbackRequest in;
-    trunkd__v1__rollback_request__init(&in);
-    in.version = version;
-    const answer a =
-        ask(server.admin, "/trunkd.v1.Admin/Rollback", &in, &trunkd__v1__version__descriptor);
-    if (!a.message) fail_msg("%s", a.status.text);
-    tk_client_free_message(a.message);
-}
-
 static void start(const char *precision, const char *isa)
 {
     trunkd_start(&server, (const char *const[]){"--precision", precision, "--isa", isa, NULL});
@@ -223,7 +212,7 @@ static void a_version_from_before_is_served_in_fp32(void **state)
 {
     (void)state;
     start("int8", "auto");
-    roll_back(1);
+    (void)trunkd_roll_back(&server, 1);
     assert_served(4, "fp32", "int8");
     assert_true(trunkd_logged(&server, "never measured in it"));
     const scores s = ask_scores();
@@ -234,7 +223,7 @@ static void an_admitted_precision_answers_as_its_file_promises(void **state)
 {
     (void)state;
     start("int8", "auto");
-    roll_back(2);
+    (void)trunkd_roll_back(&server, 2);
     assert_served(5, "int8", "int8");
     in_int8 = ask_scores();
     assert_true(memcmp(in_int8.value, in_fp32.value, sizeof in_fp32.value) != 0);

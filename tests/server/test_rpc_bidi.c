@@ -132,8 +132,38 @@ static void garbage_after_good_messages_ends_the_stream(void **state)
     assert_null(tk_client_receive(call));
     tk_client_status status;
     assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_INVALID_ARGUMENT);
-    assert_non_null(strstr(status.text, "trunkd.v1.WatchJobRequest"));
+    assert_non_null(strstr(status.text, "message 2: not a valid trunkd.v1.WatchJobRequest"));
     assert_true(rpc_fixture_wait(f, EV_CANCELLED, 1));
+    tk_client_close(client);
+}
+
+/* One of the two counts, whole; the other leaves no trace. */
+static void two_threads_that_end_a_stream_at_once_end_it_once(void **state)
+{
+    enum { STREAMS = 300, AT_ONCE = 10 };
+    rpc_fixture *f = *state;
+    tk_client *client = rpc_fixture_tenant(f);
+    for (int i = 0; i < STREAMS; i += AT_ONCE) {
+        tk_client_call *calls[AT_ONCE];
+        for (int k = 0; k < AT_ONCE; k++) {
+            calls[k] = tk_client_start(client, CHAT_ENDS, EVENT_TYPE, 30000);
+            say(calls[k], 0, 0);
+        }
+        for (int k = 0; k < AT_ONCE; k++) {
+            expect(calls[k], 0, 0);
+            assert_null(tk_client_receive(calls[k]));
+            tk_client_status status;
+            tk_client_finish(calls[k], &status);
+            if (status.code == TK_CLIENT_UNAVAILABLE)
+                assert_string_equal(status.text, "ended the other way");
+            else
+                assert_int_equal(status.code, TK_CLIENT_OK);
+        }
+    }
+    assert_true(rpc_fixture_wait(f, EV_FREED, STREAMS));
+    assert_int_equal(rpc_fixture_seen(f, EV_ENDED), STREAMS);
+    assert_int_equal(rpc_fixture_seen(f, EV_QUEUED), STREAMS);
+    assert_int_equal(rpc_fixture_seen(f, EV_CANCELLED), 0);
     tk_client_close(client);
 }
 
@@ -382,6 +412,7 @@ int main(void)
         CASE(a_client_that_does_not_read_is_held_back),
         CASE(a_stream_without_messages_ends_well),
         CASE(garbage_after_good_messages_ends_the_stream),
+        CASE(two_threads_that_end_a_stream_at_once_end_it_once),
         CASE(a_token_is_asked_for_before_the_first_message),
         CASE(cancel_while_waiting_and_while_being_answered),
         CASE(a_stop_ends_waiting_streams_and_lets_answers_out),

@@ -1,10 +1,10 @@
 /* The RPC layer against HTTP/2 written by hand: what no honest client sends. */
-#include <arpa/inet.h>
-#include <netinet/in.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -12,14 +12,15 @@
 
 #include <cmocka.h>
 
+#include "raw_http2.h"
 #include "rpc_fixture.h"
+#include "scrape.h"
 
-enum { DATA = 0, HEADERS = 1, SETTINGS = 4, END_STREAM = 1, END_HEADERS = 4 };
-
-typedef struct bytes {
-    unsigned char data[4096];
-    size_t len;
-} bytes;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = 1 }; /* their own bookkeeping counts as memory */
+#else
+enum { SANITIZED = 0 };
+#endif
 
 static int setup(void **state)
 {
@@ -43,109 +44,33 @@ static int teardown(void **state)
 
 #define CASE(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
-static void put(bytes *to, const void *data, size_t len)
+/* Hello, and the headers of a call on stream 1. */
+static raw_bytes begin_call(const char *path, const char *encoding)
 {
-    assert_true(to->len + len <= sizeof to->data);
-    memcpy(to->data + to->len, data, len);
-    to->len += len;
-}
-
-static void put_frame(bytes *to, int type, int flags, uint32_t stream, const bytes *payload)
-{
-    const size_t n = payload ? payload->len : 0;
-    const unsigned char head[9] = {(unsigned char)(n >> 16),
-                                   (unsigned char)(n >> 8),
-                                   (unsigned char)n,
-                                   (unsigned char)type,
-                                   (unsigned char)flags,
-                                   0,
-                                   0,
-                                   0,
-                                   (unsigned char)stream};
-    put(to, head, sizeof head);
-    if (n > 0) put(to, payload->data, n);
-}
-
-/* A header as HPACK's literal without indexing (RFC 7541, 6.2.2). */
-static void put_header(bytes *to, const char *name, const char *value)
-{
-    const unsigned char sizes[2] = {(unsigned char)strlen(name), (unsigned char)strlen(value)};
-    put(to, "", 1);
-    put(to, &sizes[0], 1);
-    put(to, name, sizes[0]);
-    put(to, &sizes[1], 1);
-    put(to, value, sizes[1]);
-}
-
-/* Preface, settings and the headers of a call on stream 1. */
-static bytes begin_call(const char *path, const char *encoding)
-{
-    bytes out = {.len = 0}, headers = {.len = 0};
-    put(&out, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24);
-    put_frame(&out, SETTINGS, 0, 0, NULL);
-    put_header(&headers, ":method", "POST");
-    put_header(&headers, ":scheme", "http");
-    put_header(&headers, ":path", path);
-    put_header(&headers, ":authority", "localhost");
-    put_header(&headers, "te", "trailers");
-    put_header(&headers, "content-type", "application/grpc");
-    put_header(&headers, "authorization", "Bearer alices-token");
-    if (encoding) put_header(&headers, "grpc-encoding", encoding);
-    put_frame(&out, HEADERS, END_HEADERS, 1, &headers);
+    raw_bytes out = {.len = 0}, headers = {.len = 0};
+    raw_put_hello(&out);
+    raw_put_call(&headers, path, "alices-token");
+    if (encoding) raw_put_header(&headers, "grpc-encoding", encoding);
+    raw_put_frame(&out, RAW_HEADERS, RAW_END_HEADERS, 1, &headers);
     return out;
 }
 
 static int dial(const rpc_fixture *f)
 {
-    const int fd = socket(AF_INET, SOCK_STREAM, 0);
-    const struct timeval limit = {.tv_sec = 30};
-    struct sockaddr_in to = {.sin_family = AF_INET};
-    to.sin_port = htons((uint16_t)tk_rpc_server_port(f->server));
-    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    assert_true(fd >= 0);
-    assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit), 0);
-    assert_int_equal(connect(fd, (const struct sockaddr *)&to, sizeof to), 0);
-    return fd;
-}
-
-static void write_all(int fd, const bytes *out)
-{
-    assert_int_equal(send(fd, out->data, out->len, MSG_NOSIGNAL), (ssize_t)out->len);
-}
-
-static bool contains(const bytes *in, const void *what, size_t len)
-{
-    for (size_t i = 0; i + len <= in->len; i++)
-        if (memcmp(in->data + i, what, len) == 0) return true;
-    return false;
-}
-
-/* Reads until "grpc-status" came (the core writes it plainly), or the connection ended. */
-static bool read_status(int fd, int code)
-{
-    bytes in = {.len = 0};
-    char expected[32];
-    const int n = snprintf(expected, sizeof expected, "grpc-status%c%d", code < 10 ? 1 : 2, code);
-    while (in.len < sizeof in.data) {
-        const ssize_t got = recv(fd, in.data + in.len, sizeof in.data - in.len, 0);
-        if (got <= 0) return false;
-        in.len += (size_t)got;
-        if (contains(&in, expected, (size_t)n)) return true;
-    }
-    return false;
+    return scrape_dial(tk_rpc_server_port(f->server));
 }
 
 static void compressed_message_is_refused_before_it_is_inflated(void **state)
 {
     const int fd = dial(*state);
-    bytes out = begin_call(CLASSIFY, "gzip"), message = {.len = 0};
+    raw_bytes out = begin_call(CLASSIFY, "gzip"), message = {.len = 0};
     /* gzip of nothing; what it holds never matters. */
     static const unsigned char gzip[] = {1, 0, 0, 0, 20, 0x1f, 0x8b, 8, 0, 0, 0, 0, 0,
                                          0, 3, 3, 0, 0,  0,    0,    0, 0, 0, 0, 0};
-    put(&message, gzip, sizeof gzip);
-    put_frame(&out, DATA, END_STREAM, 1, &message);
-    write_all(fd, &out);
-    assert_true(read_status(fd, TK_CLIENT_UNIMPLEMENTED));
+    raw_put(&message, gzip, sizeof gzip);
+    raw_put_frame(&out, RAW_DATA, RAW_END_STREAM, 1, &message);
+    raw_send(fd, &out);
+    assert_true(raw_read_status(fd, TK_CLIENT_UNIMPLEMENTED));
     close(fd);
     assert_int_equal(rpc_fixture_seen(*state, EV_BEGUN), 0);
 }
@@ -154,11 +79,11 @@ static void peer_that_drops_in_the_middle_of_an_upload_cancels_it(void **state)
 {
     rpc_fixture *f = *state;
     const int fd = dial(f);
-    bytes out = begin_call(UPLOAD, NULL), message = {.len = 0};
-    put(&message, "\0\0\0\0\2\x12\0", 7); /* a manifest */
-    put(&message, "\0\0\0\1\0half", 9);   /* 256 bytes promised, 4 sent */
-    put_frame(&out, DATA, 0, 1, &message);
-    write_all(fd, &out);
+    raw_bytes out = begin_call(UPLOAD, NULL), message = {.len = 0};
+    raw_put(&message, "\0\0\0\0\2\x12\0", 7); /* a manifest */
+    raw_put(&message, "\0\0\0\1\0half", 9);   /* 256 bytes promised, 4 sent */
+    raw_put_frame(&out, RAW_DATA, 0, 1, &message);
+    raw_send(fd, &out);
     assert_true(rpc_fixture_wait(f, EV_MESSAGE, 1));
     close(fd);
     assert_true(rpc_fixture_wait(f, EV_CANCELLED, 1));
@@ -169,12 +94,12 @@ static void second_message_of_a_unary_call_is_not_delivered(void **state)
 {
     rpc_fixture *f = *state;
     const int fd = dial(f);
-    bytes out = begin_call(CLASSIFY, NULL), message = {.len = 0};
+    raw_bytes out = begin_call(CLASSIFY, NULL), message = {.len = 0};
     for (int i = 0; i < 5; i++)
-        put(&message, "\0\0\0\0\3\x12\1x", 8);
-    put_frame(&out, DATA, END_STREAM, 1, &message);
-    write_all(fd, &out);
-    assert_true(read_status(fd, TK_CLIENT_OK));
+        raw_put(&message, "\0\0\0\0\3\x12\1x", 8);
+    raw_put_frame(&out, RAW_DATA, RAW_END_STREAM, 1, &message);
+    raw_send(fd, &out);
+    assert_true(raw_read_status(fd, TK_CLIENT_OK));
     close(fd);
     assert_true(rpc_fixture_wait(f, EV_FREED, 1));
     assert_int_equal(rpc_fixture_seen(f, EV_BEGUN), 1);
@@ -186,15 +111,161 @@ static void noise_instead_of_http2_is_hung_up_on(void **state)
                                         "PRI *"};
     for (size_t i = 0; i < 3; i++) {
         const int fd = dial(*state);
-        bytes out = {.len = 0};
-        put(&out, noise[i], strlen(noise[i]));
-        write_all(fd, &out);
+        raw_bytes out = {.len = 0};
+        raw_put(&out, noise[i], strlen(noise[i]));
+        raw_send(fd, &out);
         shutdown(fd, SHUT_WR);
         char sink[512];
         while (recv(fd, sink, sizeof sink, 0) > 0) {
         }
         close(fd);
     }
+}
+
+/* -- uploads that stop half-way -- */
+
+enum { SENDERS = 8, UPLOADS = 8, FRAME = 16384, PART = 3 << 20 };
+
+/* A connection with uploads on it, as much of each as the server's windows let through. */
+typedef struct sender {
+    int fd;
+    long window, stream_window[UPLOADS]; /* bytes that may be sent */
+    size_t sent[UPLOADS];
+    bool broken;                 /* a frame went out in part: the core reads no further */
+    unsigned char in[9 + FRAME]; /* a frame, as far as it came */
+    size_t n_in;
+} sender;
+
+static uint32_t big_endian(const unsigned char *at)
+{
+    return (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+}
+
+static void take_settings(sender *s, const unsigned char *at, size_t len)
+{
+    enum { INITIAL_WINDOW = 4, DEFAULT_WINDOW = 65535 };
+    for (; len >= 6; at += 6, len -= 6)
+        for (size_t i = 0; at[1] == INITIAL_WINDOW && i < UPLOADS; i++)
+            s->stream_window[i] += (long)big_endian(at + 2) - DEFAULT_WINDOW;
+    raw_bytes ack = {.len = 0};
+    raw_put_frame(&ack, RAW_SETTINGS, RAW_ACK, 0, NULL);
+    (void)send(s->fd, ack.data, ack.len, MSG_NOSIGNAL);
+}
+
+static void take_frame(sender *s)
+{
+    const unsigned char *in = s->in;
+    const size_t len = (size_t)in[0] << 16 | (size_t)in[1] << 8 | in[2];
+    const uint32_t stream = big_endian(in + 5);
+    if (in[3] == RAW_SETTINGS && !(in[4] & RAW_ACK)) take_settings(s, in + 9, len);
+    if (in[3] != RAW_WINDOW_UPDATE || len != 4) return;
+    if (stream == 0)
+        s->window += big_endian(in + 9);
+    else if (stream / 2 < UPLOADS)
+        s->stream_window[stream / 2] += big_endian(in + 9);
+}
+
+/* Takes what has come; false: nothing for a while, or the connection is over. */
+static bool listen_to(sender *s, int wait_ms)
+{
+    struct pollfd p = {.fd = s->fd, .events = POLLIN};
+    if (poll(&p, 1, wait_ms) <= 0) return false;
+    const size_t whole =
+        s->n_in < 9 ? 9 : 9 + ((size_t)s->in[0] << 16 | (size_t)s->in[1] << 8 | s->in[2]);
+    if (whole > sizeof s->in) return false;
+    const ssize_t got = recv(s->fd, s->in + s->n_in, whole - s->n_in, 0);
+    if (got <= 0 && whole > s->n_in) return false;
+    s->n_in += got > 0 ? (size_t)got : 0;
+    if (s->n_in < 9) return true;
+    if (s->n_in < 9 + ((size_t)s->in[0] << 16 | (size_t)s->in[1] << 8 | s->in[2])) return true;
+    take_frame(s);
+    s->n_in = 0;
+    return true;
+}
+
+static bool send_piece(sender *s, size_t stream)
+{
+    static raw_bytes out; /* zeros */
+    out.len = 0;
+    const raw_bytes piece = {.len = FRAME};
+    if (s->broken || s->window < FRAME || s->stream_window[stream] < FRAME ||
+        s->sent[stream] >= PART)
+        return false;
+    raw_put_frame(&out, RAW_DATA, 0, (uint32_t)(2 * stream + 1), &piece);
+    for (size_t at = 0; at < out.len;) {
+        const ssize_t n = send(s->fd, out.data + at, out.len - at, MSG_NOSIGNAL);
+        if (n < 0) s->broken = true;
+        if (n < 0) return false;
+        at += (size_t)n;
+    }
+    s->window -= FRAME;
+    s->stream_window[stream] -= FRAME;
+    s->sent[stream] += FRAME;
+    return true;
+}
+
+/* Begins messages of 60 MB, and sends 3 MB of each or what the server takes. */
+static void begin_uploads(sender *s, const rpc_fixture *f)
+{
+    static const unsigned char promise[5] = {0, 3, 0x93, 0x87, 0}; /* 60,000,000 bytes follow */
+    const struct timeval patience = {.tv_usec = 500000};
+    raw_bytes out = {.len = 0}, head = {.len = 0};
+    *s = (sender){.fd = dial(f), .window = 65535};
+    raw_put(&head, promise, sizeof promise);
+    raw_put_hello(&out);
+    for (uint32_t i = 0; i < UPLOADS; i++) {
+        raw_bytes headers = {.len = 0};
+        raw_put_call(&headers, CLASSIFY, "alices-token");
+        raw_put_frame(&out, RAW_HEADERS, RAW_END_HEADERS, 2 * i + 1, &headers);
+        raw_put_frame(&out, RAW_DATA, 0, 2 * i + 1, &head);
+        s->stream_window[i] = 65535 - (long)head.len;
+        s->window -= (long)head.len;
+    }
+    raw_send(s->fd, &out);
+    assert_int_equal(setsockopt(s->fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience), 0);
+    for (bool more = true; more && !s->broken;) {
+        more = listen_to(s, 300);
+        while (listen_to(s, 0)) {
+        }
+        for (size_t i = 0; i < UPLOADS; i++)
+            for (int n = 0; n < 8 && send_piece(s, i); n++)
+                more = true;
+    }
+}
+
+static long resident_kib(void)
+{
+    char line[256];
+    long kib = 0;
+    FILE *f = fopen("/proc/self/status", "r");
+    assert_non_null(f);
+    while (fgets(line, sizeof line, f))
+        if (strncmp(line, "VmRSS:", 6) == 0) kib = strtol(line + 6, NULL, 10);
+    fclose(f);
+    return kib;
+}
+
+/* What is held of messages that do not go on is bounded by the quota, not by their number: without
+ * one these hold 192 MB. */
+static void stalled_uploads_are_held_to_the_quota(void **state)
+{
+    enum { QUOTA = 32 << 20 };
+    static sender senders[SENDERS];
+    rpc_fixture f;
+    (void)state;
+    rpc_fixture_start(&f, &(tk_rpc_opts){.memory_quota = QUOTA});
+    const long before = resident_kib();
+    for (size_t i = 0; i < SENDERS; i++)
+        begin_uploads(&senders[i], &f);
+    const long growth = resident_kib() - before;
+    if (!SANITIZED && growth > 100 << 10) fail_msg("%ld KiB of stalled uploads", growth);
+    for (size_t i = 0; i < SENDERS; i++)
+        close(senders[i].fd);
+    tk_client *client = rpc_fixture_tenant(&f);
+    tk_client_status status;
+    assert_int_equal(rpc_fixture_classify(client, CLASSIFY, 10, "a", 30000, &status), TK_CLIENT_OK);
+    tk_client_close(client);
+    rpc_fixture_stop(&f);
 }
 
 int main(void)
@@ -204,6 +275,7 @@ int main(void)
         CASE(peer_that_drops_in_the_middle_of_an_upload_cancels_it),
         CASE(second_message_of_a_unary_call_is_not_delivered),
         CASE(noise_instead_of_http2_is_hung_up_on),
+        cmocka_unit_test(stalled_uploads_are_held_to_the_quota),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

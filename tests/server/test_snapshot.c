@@ -45,6 +45,19 @@ static void heads_are_found_by_owner_and_name(void **state)
     tk_snapshot_unref(s);
 }
 
+static void a_version_is_warm_before_its_first_request(void **state)
+{
+    (void)state;
+    tk_snapshot *s = make(fixture_model(1), 1, 4);
+    assert_true(tk_snapshot_trunk_ns(s) > 0); /* it has made a pass */
+    assert_int_equal(tk_snapshot_heads_ns(s), 0);
+    tk_head_tallies tallies;
+    tk_pass_tally passes[4];
+    tk_snapshot_read_tallies(s, tk_snapshot_head(s, 0), &tallies, passes);
+    assert_int_equal(tallies.passes, 0); /* which is nobody's */
+    tk_snapshot_unref(s);
+}
+
 /* Scores of head h for one canvas, computed with the engine's public functions and nothing of
  * serving/. */
 static void direct(const tk_model *model, const tk_head *head, const uint8_t *canvas, float *scores)
@@ -280,6 +293,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(heads_are_found_by_owner_and_name),
+        cmocka_unit_test(a_version_is_warm_before_its_first_request),
         cmocka_unit_test(answers_are_the_softmax_of_the_head_best_first),
         cmocka_unit_test(few_and_many_answers_agree_on_the_order),
         cmocka_unit_test(a_replaced_version_lives_as_long_as_its_readers),

@@ -530,6 +530,39 @@ static void a_version_comes_back_with_its_validations(void **state)
     fixture_close(&f);
 }
 
+static void heads_are_found_in_every_version_the_newest_when_there_are_too_many(void **state)
+{
+    (void)state;
+    tk_diag diag;
+    store_fixture f;
+    tk_head_places places;
+    fixture_open(&f, NULL);
+    assert_ok(commit_two(&f, 0, 1, 0.8, labels_of_colour, &diag));
+    assert_ok(commit_two(&f, 1, 2, 0.9, labels_of_colour, &diag));
+    const struct {
+        int64_t tenant;
+        const char *head;
+        size_t limit, n, first; /* first: the version of the first line */
+        const char *id;         /* its head */
+    } cases[] = {
+        {TK_ALL, "", 100, 4, 1, "alice/type"}, {TK_ALL, "", 2, 2, 2, "alice/type"},
+        {f.bob, "", 100, 2, 1, "bob/colour"},  {f.bob, "colour", 1, 1, 2, "bob/colour"},
+        {f.bob, "type", 100, 0, 0, ""},        {TK_ALL, "type", 100, 0, 0, ""},
+        {f.bob, "bob/colour", 100, 0, 0, ""},  {TK_ALL, "bob/colour", 9, 2, 1, "bob/colour"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_ok(tk_store_head_places(f.store, cases[i].tenant, cases[i].head, cases[i].limit,
+                                       &places, &diag));
+        assert_int_equal(places.n, cases[i].n);
+        if (places.n > 0) {
+            assert_int_equal(places.items[0].version, cases[i].first);
+            assert_string_equal(places.items[0].head, cases[i].id);
+            assert_int_equal(places.items[places.n - 1].version, 2);
+        }
+        tk_head_places_fini(&places);
+    }
+    fixture_close(&f);
+}
+
 static tk_err set_label(store_fixture *f, const char *name, uint64_t version, unsigned percent,
                         tk_diag *diag)
 {
@@ -940,6 +973,7 @@ int main(void)
         cmocka_unit_test(tenants_take_turns_with_their_jobs),
         cmocka_unit_test(a_data_set_of_one_label_trains_nothing),
         cmocka_unit_test(a_version_comes_back_with_its_validations),
+        cmocka_unit_test(heads_are_found_in_every_version_the_newest_when_there_are_too_many),
         cmocka_unit_test(labels_name_versions_and_one_may_have_a_share),
         cmocka_unit_test(names_of_labels_follow_the_rule),
         cmocka_unit_test(a_version_without_a_head_of_ones_own_looks_unknown),

@@ -213,7 +213,7 @@ static void settings_come_first_or_not_at_all(void **state)
     assert_int_equal(out->images[0]->heads[0]->n_top, 1);
     tk_client_free_message(&out->base);
     assert_true(say(call, "2", images, 1, "colour", 1));
-    ends(call, TK_CLIENT_INVALID_ARGUMENT, "settings came again");
+    ends(call, TK_CLIENT_INVALID_ARGUMENT, "message 2: settings came again");
 
     call = begin(server.bob, 60000); /* by themselves: no answer */
     assert_true(say(call, "", NULL, 0, "colour", 2));
@@ -424,6 +424,44 @@ static void a_stop_answers_what_was_read(void **state)
     assert_int_equal(trunkd_end(&server, SIGTERM), 0);
 }
 
+/* What came before is answered, in order; then the stream ends and says which message it was. */
+static void a_message_that_is_no_good_ends_the_stream_after_the_answers(void **state)
+{
+    (void)state;
+    static const char garbage[] = "\x0a\xff\xff\xff"; /* a field longer than the message */
+    char id[32];
+    trunkd_start(&server, (const char *const[]){"--decode-threads", "1", NULL});
+    for (int again = 0; again < 2; again++) { /* settings that come again are no better */
+        tk_client_call *call = begin(server.alice, 60000);
+        for (size_t i = 0; i < 6; i++) {
+            snprintf(id, sizeof id, "%zu", i);
+            assert_true(say(call, id, &slow, 1, i == 0 ? "type" : NULL, 0));
+        }
+        if (again)
+            assert_true(say(call, "settings", &slow, 1, "type", 0));
+        else
+            assert_true(tk_client_send_bytes(call, garbage, sizeof garbage - 1));
+        (void)say(call, "after", images, 1, NULL, 0); /* nobody reads it */
+        for (size_t i = 0; i < 6; i++) {
+            snprintf(id, sizeof id, "%zu", i);
+            hear_ok(call, id, 1);
+        }
+        ends(call, TK_CLIENT_INVALID_ARGUMENT,
+             again ? "message 7: settings came again"
+                   : "message 7: not a valid trunkd.v1.ClassifyStreamRequest");
+    }
+    tk_client_call *call = begin(server.alice, 60000); /* the first of all */
+    assert_true(tk_client_send_bytes(call, garbage, sizeof garbage - 1));
+    ends(call, TK_CLIENT_INVALID_ARGUMENT, "message 1: not a valid");
+    call = begin(server.alice, 60000); /* who goes away meanwhile */
+    assert_true(say(call, "1", &slow, 1, NULL, 0));
+    assert_true(tk_client_send_bytes(call, garbage, sizeof garbage - 1));
+    tk_client_status status;
+    tk_client_cancel(call);
+    assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_CANCELLED);
+    assert_int_equal(trunkd_end(&server, SIGTERM), 0);
+}
+
 /* -- trunkctl -- */
 
 enum { FILES = 40 };
@@ -498,6 +536,7 @@ int main(void)
         cmocka_unit_test(who_does_not_read_is_not_read),
         cmocka_unit_test(what_nobody_waits_for_leaves_the_queue),
         cmocka_unit_test(a_stop_answers_what_was_read),
+        cmocka_unit_test(a_message_that_is_no_good_ends_the_stream_after_the_answers),
         cmocka_unit_test(trunkctl_sends_a_folder_as_a_stream),
     };
     return cmocka_run_group_tests(tests, prepare, clean_up);

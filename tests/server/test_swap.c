@@ -127,19 +127,6 @@ static void wait_answers(load *l, size_t more)
     }
 }
 
-static uint64_t roll_back(const trunkd *t, uint64_t to)
-{
-    Trunkd__V1__RollbackRequest in;
-    trunkd__v1__rollback_request__init(&in);
-    in.version = to;
-    const answer a =
-        ask(t->admin, "/trunkd.v1.Admin/Rollback", &in, &trunkd__v1__version__descriptor);
-    if (!a.message) fail_msg("%s: %s", tk_client_code_text(a.status.code), a.status.text);
-    const uint64_t number = ((const Trunkd__V1__Version *)a.message)->number;
-    tk_client_free_message(a.message);
-    return number;
-}
-
 static void versions_swap_under_load_without_a_failed_or_wrong_answer(void **state)
 {
     (void)state;
@@ -149,7 +136,7 @@ static void versions_swap_under_load_without_a_failed_or_wrong_answer(void **sta
     scores models[2];
     models[0] = ask_scores(&t);
     assert_int_equal(models[0].version, 2);
-    assert_int_equal(roll_back(&t, 1), 3);
+    assert_int_equal(trunkd_roll_back(&t, 1), 3);
     models[1] = ask_scores(&t);
     assert_int_equal(models[1].version, 3);
     assert_false(same(&models[0], &models[1]));
@@ -159,7 +146,7 @@ static void versions_swap_under_load_without_a_failed_or_wrong_answer(void **sta
     start_load(&l, &t, models, threads);
     for (uint64_t i = 0; i < ROLLBACKS; i++) {
         wait_answers(&l, 2 * CLIENTS);
-        assert_int_equal(roll_back(&t, 2 - i % 2), 4 + i);
+        assert_int_equal(trunkd_roll_back(&t, 2 - i % 2), 4 + i);
     }
     wait_answers(&l, 2 * CLIENTS);
     atomic_store(&l.stop, true);
@@ -212,9 +199,9 @@ static void after_a_kill_the_answers_are_the_same_and_nothing_acknowledged_is_lo
     trunkd_prepare(&t, 2);
     trunkd_start(&t, NULL);
     const scores before = ask_scores(&t);
-    assert_int_equal(roll_back(&t, 1), 3);
+    assert_int_equal(trunkd_roll_back(&t, 1), 3);
     const scores rolled = ask_scores(&t);
-    assert_int_equal(roll_back(&t, 2), 4);
+    assert_int_equal(trunkd_roll_back(&t, 2), 4);
     const uint64_t id = upload_some(&t);
     assert_int_equal(trunkd_end(&t, SIGKILL), 128 + SIGKILL); /* right behind the answer */
 
@@ -333,16 +320,14 @@ static void a_second_server_on_the_store_is_refused(void **state)
 static int set_up(void **state)
 {
     (void)state;
-    for (unsigned i = 0; i < IMAGES; i++)
-        images[i] = i % 2 ? fixture_jpeg(64, 48, i) : fixture_png(36, 40, i);
+    fixture_images(images, IMAGES);
     return 0;
 }
 
 static int tear_down(void **state)
 {
     (void)state;
-    for (unsigned i = 0; i < IMAGES; i++)
-        free(images[i].data);
+    fixture_images_free(images, IMAGES);
     return 0;
 }
 

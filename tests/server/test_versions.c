@@ -84,21 +84,25 @@ static answer classify_by(tk_client *client, const char *version, const char *he
     return ask(client, "/trunkd.v1.Classifier/Classify", &in, PB(classify_response));
 }
 
-/* Is it the model's answer? */
-static bool is_models(const Trunkd__V1__ClassifyResponse *out, const scores *want)
+/* Are they the model's answers? */
+static bool are_models(size_t n, Trunkd__V1__ImageAnswer *const *answers, const scores *want)
 {
-    if (out->n_images != IMAGES) return false;
+    if (n != IMAGES) return false;
     for (size_t i = 0; i < IMAGES; i++) {
-        if (out->images[i]->n_heads != 1 || out->images[i]->heads[0]->n_top != FIXTURE_TYPES)
-            return false;
+        if (answers[i]->n_heads != 1 || answers[i]->heads[0]->n_top != FIXTURE_TYPES) return false;
         for (size_t k = 0; k < FIXTURE_TYPES; k++) {
-            const Trunkd__V1__Prediction *p = out->images[i]->heads[0]->top[k];
+            const Trunkd__V1__Prediction *p = answers[i]->heads[0]->top[k];
             char label[32];
             snprintf(label, sizeof label, "type-%u", want->label[i][k]);
             if (strcmp(p->label, label) != 0 || p->score != want->value[i][k]) return false;
         }
     }
     return true;
+}
+
+static bool is_models(const Trunkd__V1__ClassifyResponse *out, const scores *want)
+{
+    return are_models(out->n_images, out->images, want);
 }
 
 /* Alice asks; the answer must be model `model`'s and name `number`. */
@@ -156,18 +160,6 @@ static void must(const answer a)
     tk_client_free_message(a.message);
 }
 
-static uint64_t roll_back(const trunkd *t, uint64_t to)
-{
-    Trunkd__V1__RollbackRequest in;
-    trunkd__v1__rollback_request__init(&in);
-    in.version = to;
-    const answer a = ask(t->admin, "/trunkd.v1.Admin/Rollback", &in, PB(version));
-    if (!a.message) fail_msg("%s: %s", tk_client_code_text(a.status.code), a.status.text);
-    const uint64_t number = ((const Trunkd__V1__Version *)a.message)->number;
-    tk_client_free_message(a.message);
-    return number;
-}
-
 /* -- tests -- */
 
 static void a_request_is_answered_by_the_version_that_it_names(void **state)
@@ -186,7 +178,7 @@ static void a_request_is_answered_by_the_version_that_it_names(void **state)
     }
     must(set_label(t.admin, "stable", 1, 0));
     expect(&t, "stable", 1, 1);
-    assert_int_equal(roll_back(&t, 2), 4); /* labels and numbers stay, `latest` goes along */
+    assert_int_equal(trunkd_roll_back(&t, 2), 4); /* labels and numbers stay, `latest` goes along */
     expect(&t, "stable", 1, 1);
     expect(&t, "3", 3, 3);
     expect(&t, "latest", 4, 2);
@@ -349,6 +341,179 @@ static void deleted_heads_are_gone_from_versions_in_memory(void **state)
     trunkd_remove(&t);
 }
 
+/* -- streams -- */
+
+typedef Trunkd__V1__ClassifyStreamResponse stream_answer;
+
+/* One message with the images; `version` (NULL: none) comes in settings before it. */
+static void stream_say(tk_client_call *call, const char *version, const char *head)
+{
+    char text[64], name[64];
+    char *names[] = {name};
+    Trunkd__V1__ClassifySettings settings;
+    trunkd__v1__classify_settings__init(&settings);
+    Trunkd__V1__ClassifyStreamRequest in;
+    trunkd__v1__classify_stream_request__init(&in);
+    ProtobufCBinaryData data[IMAGES];
+    if (version) {
+        snprintf(text, sizeof text, "%s", version);
+        snprintf(name, sizeof name, "%s", head);
+        settings.n_heads = 1;
+        settings.heads = names;
+        settings.top_k = FIXTURE_TYPES;
+        settings.version = text;
+        in.settings = &settings;
+    }
+    for (size_t i = 0; i < IMAGES; i++)
+        data[i] = (ProtobufCBinaryData){images[i].size, images[i].data};
+    in.n_images = IMAGES;
+    in.images = data;
+    assert_true(tk_client_send(call, &in.base));
+}
+
+static tk_client_call *stream_begin(tk_client *client)
+{
+    tk_client_call *call = tk_client_start(client, "/trunkd.v1.Classifier/ClassifyStream",
+                                           PB(classify_stream_response), 60000);
+    assert_non_null(call);
+    return call;
+}
+
+/* Alice's stream to a version. */
+static tk_client_call *stream_to(const trunkd *t, const char *version)
+{
+    tk_client_call *call = stream_begin(t->alice);
+    stream_say(call, version, "type");
+    return call;
+}
+
+/* The next answer must be model `model`'s and name `number`. */
+static void stream_hear(tk_client_call *call, uint64_t number, size_t model)
+{
+    stream_answer *out = (stream_answer *)tk_client_receive(call);
+    assert_non_null(out);
+    if (out->code) fail_msg("code %u: %s", (unsigned)out->code, out->error);
+    assert_int_equal(out->version, number);
+    assert_true(are_models(out->n_images, out->images, &models[model - 1]));
+    tk_client_free_message(&out->base);
+}
+
+static void stream_asks(tk_client_call *call, uint64_t number, size_t model)
+{
+    stream_say(call, NULL, NULL);
+    stream_hear(call, number, model);
+}
+
+static void stream_ends(tk_client_call *call, int code, const char *words)
+{
+    tk_client_status status;
+    assert_null(tk_client_receive(call));
+    tk_client_finish(call, &status);
+    const answer a = {.status = status};
+    assert_code(&a, code, words);
+}
+
+/* The name is looked up once: neither a new current version nor a label that moves changes who
+ * answers. */
+static void a_stream_is_answered_by_the_version_that_it_began_with(void **state)
+{
+    (void)state;
+    enum { STREAMS = 5 };
+    static const struct {
+        const char *version;
+        uint64_t number;
+        size_t model, later; /* after the change: 0 as before */
+    } cases[STREAMS] = {
+        {"1", 1, 1, 0}, {"stable", 2, 2, 0}, {"latest", 3, 3, 0}, {"3", 3, 3, 0}, {"", 3, 3, 1}};
+    tk_client_call *calls[STREAMS];
+    trunkd t;
+    trunkd_prepare(&t, MODELS);
+    trunkd_start(&t, (const char *const[]){"--pinned-versions", "1", NULL});
+    must(set_label(t.admin, "stable", 2, 30)); /* no share for streams */
+    for (size_t i = 0; i < STREAMS; i++) {
+        calls[i] = stream_to(&t, cases[i].version);
+        stream_hear(calls[i], cases[i].number, cases[i].model);
+    }
+    assert_int_equal(trunkd_roll_back(&t, 1), 4);
+    must(set_label(t.admin, "stable", 3, 0));
+    for (int round = 0; round < 3; round++) /* two of them take turns in the one pinned place */
+        for (size_t i = 0; i < STREAMS; i++)
+            stream_asks(calls[i], cases[i].later ? 4 : cases[i].number,
+                        cases[i].later ? cases[i].later : cases[i].model);
+    for (int n = 0; n < 20; n++) /* many at once, in order */
+        stream_say(calls[0], NULL, NULL);
+    expect(&t, "2", 2, 2); /* makes room for another meanwhile */
+    for (int n = 0; n < 20; n++)
+        stream_hear(calls[0], 1, 1);
+    for (size_t i = 0; i < STREAMS; i++) {
+        tk_client_send_end(calls[i]);
+        stream_ends(calls[i], TK_CLIENT_OK, "");
+    }
+    assert_int_equal(trunkd_end(&t, SIGTERM), 0);
+    trunkd_remove(&t);
+}
+
+static void a_streams_version_that_is_not_there_ends_it_as_it_ends_a_request(void **state)
+{
+    (void)state;
+    trunkd t;
+    tk_client_call *call;
+    static const struct {
+        const char *version, *head;
+        int code;
+        const char *words;
+    } bad[] = {
+        {"9", "type", TK_CLIENT_NOT_FOUND, "you have no head \"type\" in version \"9\""},
+        {"canary", "type", TK_CLIENT_NOT_FOUND, "you have no head \"type\" in version \"canary\""},
+        {"1", "colour", TK_CLIENT_NOT_FOUND, "you have no head \"colour\" in version \"1\""},
+        {"0", "type", TK_CLIENT_INVALID_ARGUMENT, "the version is \"0\""},
+        {"Stable", "type", TK_CLIENT_INVALID_ARGUMENT, "the version is \"Stable\""}};
+    trunkd_prepare(&t, MODELS);
+    trunkd_start(&t, NULL);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        call = stream_begin(t.alice);
+        stream_say(call, bad[i].version, bad[i].head);
+        stream_ends(call, bad[i].code, bad[i].words);
+        refused(t.alice, bad[i].version, bad[i].head, bad[i].code, bad[i].words);
+    }
+    call = stream_begin(t.alice); /* gone before its version is there */
+    stream_say(call, "1", "type");
+    tk_client_status status;
+    tk_client_cancel(call);
+    assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_CANCELLED);
+    expect(&t, "1", 1, 1);
+    assert_int_equal(trunkd_end(&t, SIGTERM), 0);
+    trunkd_remove(&t);
+}
+
+/* An open stream is no way round a deletion: the message is refused, and the stream lives. */
+static void a_deleted_head_is_gone_from_open_streams(void **state)
+{
+    (void)state;
+    trunkd t;
+    char name[] = "type";
+    trunkd_prepare(&t, MODELS);
+    trunkd_start(&t, (const char *const[]){"--trainer", "/bin/false", NULL});
+    tk_client_call *call = stream_to(&t, "2");
+    stream_hear(call, 2, 2);
+    Trunkd__V1__DeleteHeadRequest head;
+    trunkd__v1__delete_head_request__init(&head);
+    head.name = name;
+    must(ask(t.alice, "/trunkd.v1.Heads/Delete", &head, PB(empty)));
+    for (int i = 0; i < 2; i++) {
+        stream_say(call, NULL, NULL);
+        stream_answer *out = (stream_answer *)tk_client_receive(call);
+        assert_non_null(out);
+        assert_int_equal(out->code, TK_CLIENT_NOT_FOUND);
+        assert_non_null(strstr(out->error, "you have no head \"type\" in version \"2\""));
+        tk_client_free_message(&out->base);
+    }
+    tk_client_send_end(call);
+    stream_ends(call, TK_CLIENT_OK, "");
+    assert_int_equal(trunkd_end(&t, SIGTERM), 0);
+    trunkd_remove(&t);
+}
+
 /* -- under load -- */
 
 typedef struct load {
@@ -416,7 +581,7 @@ static void pinned_requests_get_their_version_while_others_are_swapped(void **st
     }
     for (uint64_t v = 4; v < 12; v++) {
         wait_answers(loads, 4, 3);
-        assert_int_equal(roll_back(&t, v % 2 ? 1 : 2), v);
+        assert_int_equal(trunkd_roll_back(&t, v % 2 ? 1 : 2), v);
     }
     wait_answers(loads, 4, 3);
     atomic_store(&stop, true);
@@ -441,7 +606,7 @@ static void pins_of_many_versions_take_no_more_memory_than_allowed(void **state)
     trunkd_start(&t,
                  (const char *const[]){"--pinned-versions", "2", "--http", "127.0.0.1:0", NULL});
     for (uint64_t v = 4; v <= VERSIONS; v++)
-        assert_int_equal(roll_back(&t, v % 2 ? 1 : 2), v);
+        assert_int_equal(trunkd_roll_back(&t, v % 2 ? 1 : 2), v);
     const int http = trunkd_http_port(&t);
     memset(loads, 0, sizeof loads);
     loads[0] = (load){.version = ""}; /* is not held up by the others */
@@ -533,6 +698,8 @@ static void a_version_that_cannot_be_loaded_harms_nobody_else(void **state)
     refused(t.alice, "canary", "type", TK_CLIENT_INTERNAL, "version 1 cannot be loaded");
     refused(t.alice, "1", "type", TK_CLIENT_INTERNAL, "the server's log says why");
     assert_false(is_ready(t.alice, "1"));
+    tk_client_call *call = stream_to(&t, "1");
+    stream_ends(call, TK_CLIENT_INTERNAL, "version 1 cannot be loaded");
     assert_true(is_ready(t.alice, "2"));
     answer a = set_label(t.admin, "stable", 1, 0);
     if (a.message) fail_msg("a label was set on a broken version");
@@ -565,7 +732,7 @@ static void the_protocols_versions_are_the_same(void **state)
         if (!a.message) fail_msg("%s: %s", tk_client_code_text(a.status.code), a.status.text);
         const Inference__ModelMetadataResponse *out =
             (const Inference__ModelMetadataResponse *)a.message;
-        assert_string_equal(out->versions[0], cases[i][1]); /* nobody's share */
+        assert_string_equal(out->versions[out->n_versions - 1], cases[i][1]); /* nobody's share */
         tk_client_free_message(a.message);
     }
     strcpy(version, "4");
@@ -579,8 +746,7 @@ static void the_protocols_versions_are_the_same(void **state)
 static int set_up(void **state)
 {
     (void)state;
-    for (unsigned i = 0; i < IMAGES; i++)
-        images[i] = i % 2 ? fixture_jpeg(64, 48, i) : fixture_png(36, 40, i);
+    fixture_images(images, IMAGES);
     for (size_t m = 0; m < MODELS; m++)
         compute(m + 1, &models[m]);
     return 0;
@@ -589,8 +755,7 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
     (void)state;
-    for (unsigned i = 0; i < IMAGES; i++)
-        free(images[i].data);
+    fixture_images_free(images, IMAGES);
     return 0;
 }
 
@@ -601,6 +766,9 @@ int main(void)
         cmocka_unit_test(labels_are_the_admins_and_checked),
         cmocka_unit_test(labels_and_shares_outlive_a_kill),
         cmocka_unit_test(deleted_heads_are_gone_from_versions_in_memory),
+        cmocka_unit_test(a_stream_is_answered_by_the_version_that_it_began_with),
+        cmocka_unit_test(a_streams_version_that_is_not_there_ends_it_as_it_ends_a_request),
+        cmocka_unit_test(a_deleted_head_is_gone_from_open_streams),
         cmocka_unit_test(pinned_requests_get_their_version_while_others_are_swapped),
         cmocka_unit_test(pins_of_many_versions_take_no_more_memory_than_allowed),
         cmocka_unit_test(a_version_that_cannot_be_loaded_harms_nobody_else),

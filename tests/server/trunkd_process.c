@@ -439,6 +439,20 @@ tk_client_status import_trunk(tk_client *client, fixture_bytes file, const char 
     return status;
 }
 
+uint64_t trunkd_roll_back(const trunkd *t, uint64_t to)
+{
+    Trunkd__V1__RollbackRequest in;
+    trunkd__v1__rollback_request__init(&in);
+    in.version = to;
+    const answer a =
+        ask(t->admin, "/trunkd.v1.Admin/Rollback", &in, &trunkd__v1__version__descriptor);
+    if (!a.message) fprintf(stderr, "rollback: %s\n", a.status.text);
+    assert(a.message);
+    const uint64_t number = ((const Trunkd__V1__Version *)a.message)->number;
+    tk_client_free_message(a.message);
+    return number;
+}
+
 Trunkd__V1__GetStatusResponse *trunkd_status(const trunkd *t)
 {
     Trunkd__V1__Empty empty;

@@ -60,6 +60,9 @@ answer classify(tk_client *client, const fixture_bytes *images, size_t n, const 
 tk_client_status upload(tk_client *client, const char *name, const fixture_bytes *images,
                         const char *const *labels, size_t n, uint64_t *id);
 
+/* Rollback; the new version's number. Aborts on failure. */
+uint64_t trunkd_roll_back(const trunkd *t, uint64_t to);
+
 /* GetStatus, for tk_client_free_message. */
 Trunkd__V1__GetStatusResponse *trunkd_status(const trunkd *t);
 
