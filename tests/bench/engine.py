@@ -170,8 +170,8 @@ def cpu():
 
 
 def measure_peaks(engine, cases):
-    """(GFLOP/s, GB/s) by number of threads."""
-    seconds = 2.0  # half for each
+    """(GFLOP/s, GB/s, % of the time that others took) by number of threads."""
+    seconds = 3.0  # a third for each
     peaks = {}
     for threads in sorted({words(case)[4] for case in cases}):
         answer = engine.ask(f"peak {threads} {seconds}")
@@ -184,12 +184,13 @@ def measure_peaks(engine, cases):
 def header(contenders, peaks, what):
     date = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
     load = os.getloadavg()[0]
-    busy = "; the machine is busy: do not trust the numbers" if load > 0.5 else ""
+    lost = max((peak[2] for peak in peaks.values()), default=0)
+    unquiet = load > 0.5 or lost > 1
     lines = [f"{date}, {cpu()[0]}, {os.cpu_count()} cores", what,
-             f"load average before the run {load:.1f}{busy}"]
+             f"load average before the run {load:.1f}{'; the machine is busy: do not trust the numbers' * unquiet}"]
     lines += [f"measured peak, {threads} thread{'s' * (threads > 1)}: "
-              f"{gflops:.0f} GFLOP/s fp32, {gbytes:.1f} GB/s"
-              for threads, (gflops, gbytes) in peaks.items()]
+              f"{gflops:.0f} GFLOP/s fp32, {gbytes:.1f} GB/s; others took {taken:.1f} % of the time"
+              for threads, (gflops, gbytes, taken) in peaks.items()]
     return lines + [f"{c.name}: {c.version}" for c in contenders]
 
 

@@ -5,7 +5,7 @@
  *     infer resnet18 224 8 2 fp32 2.0      ->  ok 43.1 46    a case, and for how many seconds
  *     train resnet20 32 128 2 fp32 2.0     ->  ok 61.0 32    median milliseconds per call, calls
  *     memory train resnet18 64 64 2 fp32   ->  ok 310.2      MiB
- *     peak 2 1.0                           ->  ok 236 41     GFLOP/s and GB/s, as in peak.h
+ *     peak 2 1.0                           ->  ok 236 41 0.3 GFLOP/s, GB/s and % lost, as in peak.h
  *
  * A case is KIND ARCH PX BATCH THREADS PRECISION; a call of `train` is forward, cross-entropy,
  * backward and SGD. Memory is what building the case and a few calls add to the peak of the
@@ -217,8 +217,9 @@ static tk_err answer_case(const bench_case *asked, double seconds, tk_diag *diag
 static void answer_peak(unsigned threads, double seconds)
 {
     tk_pool *pool = pool_of(threads);
-    const double gflops = peak_gflops(pool, seconds / 2);
-    printf("ok %.1f %.1f\n", gflops, peak_gbytes(pool, seconds / 2));
+    const double gflops = peak_gflops(pool, seconds / 3);
+    const double gbytes = peak_gbytes(pool, seconds / 3);
+    printf("ok %.1f %.1f %.2f\n", gflops, gbytes, 100 * peak_lost(pool, seconds / 3));
 }
 
 /* The six words of a case, and where they end. */

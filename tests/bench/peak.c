@@ -142,3 +142,36 @@ double peak_gbytes(tk_pool *pool, double seconds)
     tk_free(a), tk_free(b), tk_free(c);
     return 3.0 * (double)(tasks * t.n * sizeof *a) / took / 1e9;
 }
+
+/* --- what others take --- */
+
+typedef struct vigil {
+    double ms;
+    double *lost; /* [threads], ms */
+} vigil;
+
+static void vigil_task(void *ctx, size_t task, size_t thread)
+{
+    const double pause = 0.02;
+    const vigil *v = ctx;
+    (void)thread;
+    double now = bench_now_ms(), lost = 0;
+    for (const double end = now + v->ms; now < end;) {
+        const double before = now;
+        now = bench_now_ms();
+        if (now - before > pause) lost += now - before;
+    }
+    v->lost[task] = lost;
+}
+
+double peak_lost(tk_pool *pool, double seconds)
+{
+    const size_t threads = tk_pool_threads(pool);
+    double *lost = tk_calloc(threads, sizeof *lost), sum = 0;
+    if (lost == NULL) bench_die("out of memory");
+    tk_pool_run(pool, threads, vigil_task, &(vigil){seconds * 1e3, lost});
+    for (size_t i = 0; i < threads; i++)
+        sum += lost[i];
+    tk_free(lost);
+    return sum / (seconds * 1e3 * (double)threads);
+}

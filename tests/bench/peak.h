@@ -14,4 +14,9 @@ double peak_gflops(tk_pool *pool, double seconds);
  * of `seconds`. */
 double peak_gbytes(tk_pool *pool, double seconds);
 
+/* Part of the time, 0..1, in which the threads of the pool were kept from running while all of them
+ * had work: by other processes or, on a virtual machine, by its host. Pauses above 20 us, in which
+ * nothing but interrupts should fall. Takes `seconds`. */
+double peak_lost(tk_pool *pool, double seconds);
+
 #endif
