@@ -190,12 +190,20 @@ class Table:
     def stages(self, kind):
         """Where the time went, by the server's own account."""
         self.add('  images a pass', self.of(lambda r: (r[kind]['server'] or {}).get('batch_images')), '{:.1f}')
+        for stage in ('decode', 'queue', 'trunk', 'head'):
+            self.add(f'  {stage}, half within', self.of(lambda r, s=stage: stage_ms(r[kind], s)), '{:.2f} ms')
+        self.add('  the server took', self.of(lambda r: r[kind]['server_cpus']), '{:.2f} cores')
+        self.add('  the generator took', self.of(lambda r: r[kind]['client_cpus']), '{:.2f} cores')
 
     def print(self):
         heading = ('MEASURE', 'MEDIAN', 'TARGET', '')
         widths = [max(len(row[i]) for row in [heading, *self.rows]) for i in range(4)]
         for row in [heading, *self.rows]:
             print('  '.join(row[i].ljust(widths[i]) for i in range(4)).rstrip())
+
+
+def stage_ms(run, stage):
+    return ((run['server'] or {}).get('stages', {}).get(stage) or {}).get('p50_ms')
 
 
 def latency(r, kind, q, end='ok'):
@@ -231,6 +239,7 @@ def show_overload(t, o):
     t.add('  offered', t.of(lambda r: r['overload']['offered_per_s']), '{:.1f} images/s')
     t.add('  refusals, half within', t.of(lambda r: latency(r, 'overload', 'p50', 'refused')), '{:.2f} ms')
     t.at_most('  refusals, 99 % within', lambda r: latency(r, 'overload', 'p99', 'refused'), '{:.2f} ms', 10, ' ms')
+    t.stages('overload')
     for code in sorted({code for r in t.rounds for code in r['overload']['codes']}):
         t.add(f'  {code}', t.of(lambda r, c=code: r['overload']['codes'].get(c, 0) / r['overload']['requests']),
               '{:.1%} of the calls')

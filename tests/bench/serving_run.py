@@ -48,6 +48,12 @@ class Process:
                 self.process.wait()
         shutil.rmtree(self.dir, ignore_errors=True)
 
+    def cpu_seconds(self):
+        """That all its threads have taken."""
+        with open(f'/proc/{self.process.pid}/stat') as stat:
+            user, system = stat.read().rpartition(')')[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
+
     def mebibytes(self):
         """Resident."""
         with open(f'/proc/{self.process.pid}/status') as status:
@@ -111,10 +117,13 @@ class Site:
         command = [f'{o.bin}/trunkctl', 'bench', '--json', '--seconds', str(o.seconds), '--warm-up', str(o.warm_up), *args]
         if o.csv:
             command += ['--csv', o.csv]
-        run = subprocess.run(command, env=self.environment((at or self.trunkd).address), stdout=subprocess.PIPE, text=True)
+        server = at or self.trunkd
+        begun, took = time.monotonic(), server.cpu_seconds()
+        run = subprocess.run(command, env=self.environment(server.address), stdout=subprocess.PIPE, text=True)
         if not run.stdout:
             sys.exit('serving.sh: trunkctl bench failed')
-        return json.loads(run.stdout)
+        cpus = (server.cpu_seconds() - took) / (time.monotonic() - begun)
+        return {**json.loads(run.stdout), 'server_cpus': cpus}
 
     def classify(self, *args, at=None):
         own = [] if at else ['--admin-token-file', f'{self.dir}/store/admin.token']
