@@ -80,7 +80,7 @@ run_build() {
     asan)
         build asan debug build-asan || return 1
         echo "== asan: quick tests"
-        ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:strict_string_checks=1} \
+        ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:strict_string_checks=1:redzone=64} \
             LSAN_OPTIONS=${LSAN_OPTIONS:-suppressions=$PWD/tests/lsan.supp:print_suppressions=0} \
             UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1} \
             ctest --test-dir build-asan --output-on-failure -j "$cores" -L fast

@@ -27,7 +27,7 @@ typedef struct generator {
     const tk__gen_opts *opts;
     tk__gen_result *result; /* but for `unsent` and `lag` the receiver's */
     tk_client_queue *queue;
-    int64_t counted_ns; /* counting begins */
+    int64_t begun_ns, counted_ns; /* the load begins, and counting */
     pthread_mutex_t lock;
     int64_t end_ns;                        /* lock; no call starts after it */
     uint64_t in_flight, answered, refused; /* lock; the latter two for the progress line */
@@ -143,7 +143,7 @@ static void *send_open(void *arg)
 {
     generator *g = arg;
     tk__gen_result *result = g->result;
-    for (double next = (double)tk__now_ns();;) {
+    for (double next = (double)g->begun_ns;;) {
         next += -log(unit(&g->chance)) * 1e9 / g->opts->rate;
         const int64_t meant = (int64_t)next;
         while (tk__now_ns() < meant && meant < end_of(g))
@@ -249,7 +249,7 @@ static void *receive(void *arg)
 
 /* -- watching -- */
 
-static void show(generator *g, int64_t begun_ns)
+static void show(generator *g)
 {
     if (!g->opts->progress) return;
     pthread_mutex_lock(&g->lock);
@@ -259,7 +259,7 @@ static void show(generator *g, int64_t begun_ns)
     pthread_mutex_unlock(&g->lock);
     const int64_t now = tk__now_ns();
     const double total = g->opts->warm_up_s + g->opts->seconds;
-    const double at = (double)(now - begun_ns) * 1e-9;
+    const double at = (double)(now - g->begun_ns) * 1e-9;
     const double calls = g->opts->calls ? (double)counted / (double)g->opts->calls : 0;
     fputs("\r\033[K", stderr);
     tk__bar(stderr, fmin(1, fmax(calls, at / total)), 30);
@@ -272,12 +272,12 @@ static void show(generator *g, int64_t begun_ns)
 }
 
 /* Waits for `until_ns`, the end, should that come first, or Ctrl-C, which moves the end to now. */
-static void wait_until(generator *g, int64_t begun_ns, int64_t until_ns)
+static void wait_until(generator *g, int64_t until_ns)
 {
     int64_t shown = 0;
     for (int64_t now; (now = tk__now_ns()) < until_ns && now < end_of(g) && !tk__stop_asked();) {
         if (now - shown >= 200000000) {
-            show(g, begun_ns);
+            show(g);
             shown = now;
         }
         sleep_until(until_ns);
@@ -289,14 +289,14 @@ static void wait_until(generator *g, int64_t begun_ns, int64_t until_ns)
 }
 
 /* Until all have come back; after Ctrl-C not for long. */
-static void drain(generator *g, int64_t begun_ns)
+static void drain(generator *g)
 {
     int64_t asked = 0;
     for (unsigned ticks = 0; !all_done(g); ticks++) {
         const int64_t now = tk__now_ns();
         if (tk__stop_asked() && !asked) asked = now;
         if (asked && now - asked > (int64_t)DRAIN_MS * 1000000) tk_client_queue_cancel(g->queue);
-        if (ticks % 4 == 0) show(g, begun_ns);
+        if (ticks % 4 == 0) show(g);
         sleep_until(now + (int64_t)TICK_MS * 1000000);
     }
     if (g->opts->progress) fputs("\r\033[K", stderr);
@@ -311,32 +311,32 @@ static double cpu_seconds(void)
 }
 
 /* The caller's thread, while the others work. */
-static void watch_over(generator *g, int64_t begun_ns)
+static void watch_over(generator *g)
 {
     const tk__gen_opts *opts = g->opts;
-    wait_until(g, begun_ns, g->counted_ns);
+    wait_until(g, g->counted_ns);
     const double cpu = cpu_seconds();
     if (!tk__stop_asked()) opts->at_window(opts->arg, false);
-    wait_until(g, begun_ns, g->end_ns);
+    wait_until(g, g->end_ns);
     const int64_t took = end_of(g) - g->counted_ns; /* it has passed: nobody moves it any more */
     g->result->seconds = took > 0 ? (double)took * 1e-9 : 0;
     if (took > 0) g->result->client_cpus = (cpu_seconds() - cpu) / g->result->seconds;
     if (took > 0) opts->at_window(opts->arg, true);
-    drain(g, begun_ns);
+    drain(g);
 }
 
 /* False: no threads. */
 static bool run(generator *g)
 {
     const bool open_loop = g->opts->concurrency == 0;
-    const int64_t begun = tk__now_ns();
     pthread_t receiver, sender;
-    g->counted_ns = begun + (int64_t)(g->opts->warm_up_s * 1e9);
+    g->begun_ns = tk__now_ns();
+    g->counted_ns = g->begun_ns + (int64_t)(g->opts->warm_up_s * 1e9);
     g->end_ns = g->counted_ns + (int64_t)(g->opts->seconds * 1e9);
     if (pthread_create(&receiver, NULL, receive, g) != 0) return false;
     const bool fine = !open_loop || pthread_create(&sender, NULL, send_open, g) == 0;
     if (fine) {
-        watch_over(g, begun);
+        watch_over(g);
     } else {
         pthread_mutex_lock(&g->lock);
         g->sent_all = true;

@@ -236,8 +236,9 @@ class Foreign(unittest.TestCase):
             try:
                 self.call('ModelInfer', many, timeout=timeout)
             except grpc.RpcError as error:
-                self.assertEqual(error.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
-                ended += 1
+                # The server may not have heard yet that the ones before are over: its queue is full then.
+                self.assertIn(error.code(), (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED))
+                ended += error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         self.assertGreater(ended, 0)
         self.assert_still_serving()
 

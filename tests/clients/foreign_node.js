@@ -248,8 +248,9 @@ describe('deadlines and cancellation', () => {
     let ended = 0;
     for (const timeout of [1, 5, 10]) {
       await unary(client(OIP), 'ModelInfer', filesRaw(128), as('alice'), timeout).catch((error) => {
-        assert.equal(error.code, status.DEADLINE_EXCEEDED, error.message);
-        ended++;
+        // The server may not have heard yet that the ones before are over: its queue is full then.
+        assert.ok([status.DEADLINE_EXCEEDED, status.RESOURCE_EXHAUSTED].includes(error.code), error.message);
+        ended += error.code === status.DEADLINE_EXCEEDED;
       });
     }
     assert.ok(ended > 0);

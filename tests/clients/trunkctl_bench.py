@@ -10,43 +10,33 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import unittest
 
+sys.dont_write_bytecode = True
+from foreign import PATIENCE, Server  # noqa: E402
+
 BIN = ''
-PATIENCE = 60  # seconds; a busy machine is no failure
 ENDS = ['ok', 'refused', 'failed']
 
 
-class Server:
-    """A trunkd with two tenants, alice and bob, and a folder of two pictures."""
+def put_pictures(folder):
+    os.mkdir(f'{folder}/pictures')
+    for name in ('picture.png', 'picture.jpg'):
+        shutil.copy(f'{folder}/{name}', f'{folder}/pictures')
 
-    def __init__(self):
-        self.tmp = tempfile.mkdtemp(prefix='trunkd-bench-')
-        env = dict(os.environ, TMPDIR=self.tmp)
-        out = subprocess.run([f'{BIN}/foreign_store'], env=env, check=True, stdout=subprocess.PIPE, text=True)
-        self.facts = dict(line.split('=', 1) for line in out.stdout.splitlines())
-        self.dir = self.facts['dir']
-        os.mkdir(f'{self.dir}/pictures')
-        for name in ('picture.png', 'picture.jpg'):
-            shutil.copy(f'{self.dir}/{name}', f'{self.dir}/pictures')
-        with open(f'{self.dir}/log', 'w') as log:
-            self.process = subprocess.Popen([f'{BIN}/trunkd', '--store', f'{self.dir}/store', '--listen', '127.0.0.1:0',
-                                             '--port-file', f'{self.dir}/port'], stderr=log)
-        end = time.monotonic() + PATIENCE
-        while not os.path.exists(f'{self.dir}/port') and time.monotonic() < end:
-            time.sleep(0.05)
-        with open(f'{self.dir}/port') as port:
-            self.address = f'127.0.0.1:{port.read().strip()}'
 
-    def close(self):
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(PATIENCE)
-        shutil.rmtree(self.tmp)
+class Bench(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(BIN, '--access-log', 'yes', prepare=put_pictures)
+
+    @classmethod
+    def tearDownClass(cls):
+        assert cls.server.stop() == 0
 
     def path(self, name, text=None):
-        path = f'{self.dir}/{name}'
+        path = f'{self.server.dir}/{name}'
         if text is not None:
             with open(path, 'w') as file:
                 file.write(text)
@@ -54,9 +44,9 @@ class Server:
 
     def start(self, *args, token='alice'):
         env = {k: v for k, v in os.environ.items() if not k.startswith('TRUNKD_')}
-        env.update(TRUNKD_SERVER=self.address, XDG_CONFIG_HOME=f'{self.dir}/config')
+        env.update(TRUNKD_SERVER=self.server.address, XDG_CONFIG_HOME=f'{self.server.dir}/config')
         if token:
-            env['TRUNKD_TOKEN'] = self.facts.get(token, token)
+            env['TRUNKD_TOKEN'] = self.server.facts.get(token, token)
         return subprocess.Popen([f'{BIN}/trunkctl', 'bench', *args], env=env, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True)
 
@@ -67,21 +57,21 @@ class Server:
         assert process.returncode == code, f'trunkctl bench {args} gave {process.returncode}: {err}{out}'
         return out or err
 
+    def calls(self):
+        return self.server.read('log').count(b'method=trunkd.v1.Classifier/Classify ')
+
+    def wait_for_calls(self, more):
+        """Until the server has answered some more: the load is under way."""
+        want, end = self.calls() + more, time.monotonic() + PATIENCE
+        while self.calls() < want:
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.01)
+
     def pictures(self):
-        return '--images', f'{self.dir}/pictures'
-
-
-class Bench(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.server = Server()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.close()
+        return '--images', f'{self.server.dir}/pictures'
 
     def report(self, *args, **how):
-        return self.check(json.loads(self.server.bench(*args, '--json', **how)))
+        return self.check(json.loads(self.bench(*args, '--json', **how)))
 
     def check(self, r):
         """What holds of any report."""
@@ -106,8 +96,8 @@ class Bench(unittest.TestCase):
         return r
 
     def test_closed_loop(self):
-        admin = self.server.path('admin', self.server.facts['admin'] + '\n')
-        r = self.report(*self.server.pictures(), '--concurrency', '4', '--calls', '12', '--warm-up', '0.2', '--batch', '3',
+        admin = self.path('admin', self.server.facts['admin'] + '\n')
+        r = self.report(*self.pictures(), '--concurrency', '4', '--calls', '12', '--warm-up', '0.2', '--batch', '3',
                         '--admin-token-file', admin)
         self.assertEqual((r['mode'], r['concurrency'], r['rate'], r['connections']), ('closed', 4, None, 1))
         self.assertEqual((r['requests'], r['unsent'], r['ok'], r['good'], r['unreadable']), (12, 0, 12, 12, 0))
@@ -123,8 +113,8 @@ class Bench(unittest.TestCase):
         self.assertAlmostEqual(r['seconds'], 0.5, delta=0.01)
 
     def test_open_loop(self):
-        tokens = self.server.path('tokens', f"# two\n{self.server.facts['alice']} 3\n\n{self.server.facts['bob']}\n")
-        r = self.report(*self.server.pictures(), '--rate', '60', '--seconds', '2', '--warm-up', '0.2', '--tokens', tokens,
+        tokens = self.path('tokens', f"# two\n{self.server.facts['alice']} 3\n\n{self.server.facts['bob']}\n")
+        r = self.report(*self.pictures(), '--rate', '60', '--seconds', '2', '--warm-up', '0.2', '--tokens', tokens,
                         '--deadline-ms', '20000', token=None)
         self.assertEqual((r['mode'], r['rate'], r['concurrency'], r['deadline_ms']), ('open', 60, None, 20000))
         self.assertGreater(r['ok'], 0)
@@ -138,13 +128,13 @@ class Bench(unittest.TestCase):
 
     def test_same_seed_same_arrivals(self):
         """A server that is slow does not change what is offered."""
-        run = [*self.server.pictures(), '--rate', '30', '--seconds', '1', '--warm-up', '0', '--seed', '7']
-        self.assertAlmostEqual(self.report(*run)['requests'], self.report(*run)['requests'], delta=2)
+        run = [*self.pictures(), '--rate', '30', '--seconds', '1', '--warm-up', '0', '--seed', '7']
+        self.assertEqual(self.report(*run)['requests'], self.report(*run)['requests'])
 
     def test_lateness_counts_from_the_intended_time(self):
         """A stopped server: a call that was meant to go out in the pause has waited for the pause's end."""
-        process = self.server.start(*self.server.pictures(), '--rate', '20', '--seconds', '4', '--warm-up', '0', '--json')
-        time.sleep(2)
+        process = self.start(*self.pictures(), '--rate', '60', '--seconds', '3', '--warm-up', '0', '--json')
+        self.wait_for_calls(5)
         self.server.process.send_signal(signal.SIGSTOP)
         time.sleep(1)
         self.server.process.send_signal(signal.SIGCONT)
@@ -154,7 +144,7 @@ class Bench(unittest.TestCase):
         self.assertGreater(r['latency_ms']['ok']['p90'], 300)
 
     def test_deadlines(self):
-        r = self.report(*self.server.pictures(), '--rate', '50', '--seconds', '1', '--warm-up', '0', '--batch', '64',
+        r = self.report(*self.pictures(), '--rate', '50', '--seconds', '1', '--warm-up', '0', '--batch', '64',
                         '--deadline-ms', '2', code=1)
         self.assertEqual((r['ok'], r['good'], r['goodput_per_s']), (0, 0, 0))
         self.assertGreater(r['codes'].get('DEADLINE_EXCEEDED', 0), 0)
@@ -167,16 +157,16 @@ class Bench(unittest.TestCase):
         self.assertEqual(r['ok'], 20)
 
     def test_unreadable_images(self):
-        broken = self.server.path('broken.jpg', 'no picture')
+        broken = self.path('broken.jpg', 'no picture')
         r = self.report('--images', f'{self.server.dir}/picture.png', '--images', broken, '--batch', '2',
                         '--calls', '5', '--warm-up', '0')
         self.assertEqual((r['images'], r['unreadable']), (r['ok'], r['ok']))
         # Alone it is the request's fault, and that is found before the load begins.
-        self.assertIn('INVALID_ARGUMENT', self.server.bench('--images', broken, code=1))
+        self.assertIn('INVALID_ARGUMENT', self.bench('--images', broken, code=1))
 
     def test_ctrl_c(self):
-        process = self.server.start(*self.server.pictures(), '--seconds', '600', '--warm-up', '0.1', '--json')
-        time.sleep(4)
+        process = self.start(*self.pictures(), '--seconds', '600', '--warm-up', '0', '--json')
+        self.wait_for_calls(20)  # some have come back: there are 8 in flight
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
         self.assertEqual(process.returncode, 0, err)
@@ -185,13 +175,13 @@ class Bench(unittest.TestCase):
         self.assertGreater(r['ok'], 0)
 
     def test_csv_and_text(self):
-        path = self.server.path('runs.csv')
-        run = [*self.server.pictures(), '--calls', '10', '--warm-up', '0', '--csv', path]
-        text = self.server.bench(*run)
+        path = self.path('runs.csv')
+        run = [*self.pictures(), '--calls', '10', '--warm-up', '0', '--csv', path]
+        text = self.bench(*run)
         self.assertIn('closed loop, 8 in flight; classify, 1 image a call; 1 tenant, 1 connection', text)
         self.assertRegex(text, r'(?m)^answered +[0-9.]+ calls/s, [0-9.]+ images/s$')
         self.assertRegex(text, r'(?m)^codes +OK [0-9]+$')
-        self.assertRegex(self.server.bench(*run, '--quiet'), r'^[0-9.]+\n$')
+        self.assertRegex(self.bench(*run, '--quiet'), r'^[0-9.]+\n$')
         with open(path, newline='') as file:
             rows = list(csv.DictReader(file))
         self.assertEqual(len(rows), 2)
@@ -201,9 +191,9 @@ class Bench(unittest.TestCase):
 
     def test_mistakes(self):
         def says(words, *args, code=2, **how):
-            self.assertIn(words, self.server.bench(*args, code=code, **how))
+            self.assertIn(words, self.bench(*args, code=code, **how))
 
-        pictures = self.server.pictures()
+        pictures = self.pictures()
         says('--images is missing')
         says('exclude each other', *pictures, '--rate', '5', '--concurrency', '5')
         says('--rate is -1, but must be above 0', *pictures, '--rate', '-1')
@@ -216,11 +206,11 @@ class Bench(unittest.TestCase):
         says('no image in it', '--images', f'{self.server.dir}/store', code=1)
         says('NOT_FOUND', *pictures, '--head', 'smell', code=1)
         says('UNAUTHENTICATED', *pictures, code=1, token='wrong')
-        tokens = self.server.path('bad', f"{self.server.facts['alice']}\n{self.server.facts['bob']} -1\n")
+        tokens = self.path('bad', f"{self.server.facts['alice']}\n{self.server.facts['bob']} -1\n")
         says(f'--tokens {tokens}:2: the weight is "-1"', *pictures, '--tokens', tokens, code=1)
-        tokens = self.server.path('wrong', f"{self.server.facts['alice']}\nwrong\n")
+        tokens = self.path('wrong', f"{self.server.facts['alice']}\nwrong\n")
         says(f'--tokens {tokens}, token 2:', *pictures, '--tokens', tokens, code=1)
-        says('no token in it', *pictures, '--tokens', self.server.path('empty', '# none\n'), code=1)
+        says('no token in it', *pictures, '--tokens', self.path('empty', '# none\n'), code=1)
 
 
 if __name__ == '__main__':

@@ -181,12 +181,12 @@ static void bad_usage_is_status_2_and_help_names_every_knob(void **state)
  * ended. */
 static void wait_until_training(const char *dir)
 {
-    for (int i = 0; i < 3000; i++) {
+    for (int i = 0; i < 12000; i++) {
         if (exists(dir, "out") && says(dir, "{\"event\":\"validation\",\"stage\":\"train\""))
             return;
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     }
-    fail_msg("training did not begin within 30 seconds");
+    fail_msg("training did not begin within two minutes");
 }
 
 /* Stopped by `signal_number` in the midst, run again: the same candidate as that of an undisturbed

@@ -451,13 +451,13 @@ static void a_cancelled_upload_leaves_nothing(void **state)
     in.part_case = TRUNKD__V1__UPLOAD_REQUEST__PART_MANIFEST;
     in.manifest = &manifest;
     assert_true(tk_client_send(call, &in.base));
-    for (int i = 0; i < 1000 && count_temporaries() == 0; i++)
+    for (int i = 0; i < 6000 && count_temporaries() == 0; i++) /* a minute */
         nanosleep(&(struct timespec){0, 10000000}, NULL);
     assert_int_equal(count_temporaries(), 1); /* it has begun */
     tk_client_cancel(call);
     tk_client_status status;
     assert_int_equal(tk_client_finish(call, &status), TK_CLIENT_CANCELLED);
-    for (int i = 0; i < 1000 && count_temporaries() > 0; i++)
+    for (int i = 0; i < 6000 && count_temporaries() > 0; i++)
         nanosleep(&(struct timespec){0, 10000000}, NULL);
     assert_int_equal(count_temporaries(), 0);
     assert_int_equal(count_data_sets(server.alice), 0);

@@ -22,6 +22,8 @@
 #define PB(name)                                                                                   \
     &trunkd__v1__##name##__descriptor /* generated names: only the preprocessor can join them */
 
+enum { PATIENCE_MS = 60000 }; /* a busy machine is no failure */
+
 static trunkd server;
 static int http;
 static fixture_bytes images[3];
@@ -66,7 +68,7 @@ static char *scrape(void)
 static void expect_sample(const char *sample, double value)
 {
     double is = -1;
-    for (int ms = 0; ms < 20000; ms += 10) {
+    for (int ms = 0; ms < PATIENCE_MS; ms += 10) {
         char *text = scrape();
         is = scrape_value(text, sample);
         free(text);
@@ -256,7 +258,7 @@ static char *read_log(void)
 
 static bool logged(const char *text)
 {
-    for (int ms = 0; ms < 5000; ms += 10) {
+    for (int ms = 0; ms < PATIENCE_MS; ms += 10) {
         if (trunkd_logged(&server, text)) return true;
         nanosleep(&(struct timespec){0, 10000000}, NULL);
     }
@@ -447,7 +449,7 @@ static void draining_is_not_ready(void **state)
     assert_true(call && tk_client_send(call, &in.base));
     expect_sample("trunkd_rpc_in_flight", 1);
     kill(server.pid, SIGTERM);
-    for (int ms = 0; ms < 10000 && status != 503; ms += 10) {
+    for (int ms = 0; ms < PATIENCE_MS && status != 503; ms += 10) {
         got = scrape_get(http, "/readyz", &status);
         if (status == 503) assert_non_null(strstr(got, "draining"));
         free(got);

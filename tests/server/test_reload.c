@@ -19,7 +19,7 @@
 
 #include "trunkd_process.h"
 
-enum { PATIENCE_MS = 20000 };
+enum { PATIENCE_MS = 60000 };
 
 static trunkd server;
 static fixture_bytes image;
