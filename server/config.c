@@ -74,7 +74,7 @@ static const option options[] = {
      "short"},
     {"threads", "N", COUNT, AT(threads), 1, 1024, "threads of inference. Default: one per core"},
     {"decode-threads", "N", COUNT, AT(decode_threads), 1, 64,
-     "threads that decode images. Default: one per core"},
+     "threads that decode images. Default: one per core that --threads leaves, or per core"},
     {"batch", "N", COUNT, AT(batch), 1, 1024,
      "most images of one pass through the trunk. Default: 16"},
     {"delay-ms", "MS", REAL, AT(delay_ms), 0, 1000,

