@@ -91,8 +91,8 @@ void *tk_aligned_calloc(size_t n, size_t size)
     size_t bytes;
     if (!tk_mul_size(n, size, &bytes) || bytes > SIZE_MAX - ALIGNMENT || !allowed()) return NULL;
     size_t rounded = bytes ? (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT : ALIGNMENT;
-    void *p = aligned_alloc(rounded < HUGE_PAGE ? ALIGNMENT : HUGE_PAGE, rounded);
-    if (!p) return NULL;
+    void *p;
+    if (posix_memalign(&p, rounded < HUGE_PAGE ? ALIGNMENT : HUGE_PAGE, rounded) != 0) return NULL;
     ask_huge_pages(p, rounded);
     memset(p, 0, rounded);
     return counted(p);
