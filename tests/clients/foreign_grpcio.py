@@ -244,11 +244,15 @@ class Foreign(unittest.TestCase):
 
     def test_cancelled_calls_end(self):
         ask = self.r.message('inference.ModelInferRequest')
+        ends = []
         for _ in range(5):
             future = self.r.call(OIP, 'ModelInfer').future(ask(**self.files_raw(self.files * 128)), timeout=PATIENCE,
                                                            metadata=self.auth())
             future.cancel()
-            self.assertTrue(future.cancelled())
+            ends.append(future.code())
+        # The server may not have heard yet that the ones before are over: its queue is full then.
+        self.assertIn(grpc.StatusCode.CANCELLED, ends)
+        self.assertLessEqual(set(ends), {grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED})
         stream = self.r.call(OIP, 'ModelStreamInfer')(iter([ask(**self.pixels_raw(0))] * 50), metadata=self.auth())
         next(stream)
         stream.cancel()
