@@ -440,7 +440,7 @@ static tk_err start_shelf(tk_server *s, tk_diag *diag)
 }
 
 /* Decoding comes in bursts, when a pass has been answered: beside the threads of inference, if
- * there are cores for that, it does not take theirs (measured: 6 % of a pass). */
+ * there are cores for that, it does not take theirs. */
 static unsigned decode_threads(const tk_config *c)
 {
     if (c->decode_threads) return (unsigned)c->decode_threads;

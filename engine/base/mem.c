@@ -76,7 +76,7 @@ char *tk_strdup(const char *s)
 }
 
 /* A map is read at strides that touch a page per row: large pages take fewer entries of the address
- * cache, 4 to 6 % of a pass. A hint; where the system has none to give, all is as before. */
+ * cache. A hint; where the system has none to give, all is as before. */
 static void ask_huge_pages(void *p, size_t bytes)
 {
 #ifdef MADV_HUGEPAGE

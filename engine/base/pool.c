@@ -24,8 +24,7 @@
 #include "engine/mem.h"
 
 /* A pass is hundreds of jobs, a fraction of a millisecond apart. A thread that sleeps in between
- * halts its core, and on a virtual machine it is long in coming back (measured: 6 to 10 % of a
- * pass). So it stays awake that long, but lets anybody else have the core. */
+ * halts its core, and on a virtual machine it is long in coming back. So it stays awake that long, but lets anybody else have the core. */
 enum { MAX_THREADS = 256, SPIN_CHECK = 32, SPIN_NS = 25000, YIELD_NS = 1000000 };
 
 #define OPEN        1u
