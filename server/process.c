@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -42,4 +43,13 @@ void tk_process_read(tk_process *out)
         out->cpu_seconds = seconds(usage.ru_utime) + seconds(usage.ru_stime);
     struct rlimit files;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) out->max_fds = (uint64_t)files.rlim_cur;
+}
+
+void tk_process_thread(const char *name, tk_thread_place place)
+{
+    enum { NICER_BY = 2 };
+    prctl(PR_SET_NAME, name);
+    if (place == TK_THREAD_FIRST) return;
+    const int as_started = getpriority(PRIO_PROCESS, 0); /* on Linux a thread's */
+    (void)setpriority(PRIO_PROCESS, 0, as_started + NICER_BY);
 }

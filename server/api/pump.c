@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include "engine/mem.h"
+#include "process.h"
 
 struct tk_pump {
     pthread_mutex_t lock;
@@ -62,6 +63,7 @@ static bool end_locked(tk_pump_item *item)
 static void *pump_main(void *arg)
 {
     tk_pump *pump = arg;
+    tk_process_thread("export", TK_THREAD_GIVES_WAY);
     pthread_mutex_lock(&pump->lock);
     for (;;) {
         while (!pump->first && !pump->stop)

@@ -14,6 +14,7 @@
 #include "engine/mem.h"
 #include "heads/recipe.h"
 #include "jobs/jobs_internal.h"
+#include "process.h"
 
 static tk_err no_memory(tk_diag *diag)
 {
@@ -140,6 +141,7 @@ static bool is_stopping(tk_jobs *jobs)
 static void *thread_main(void *arg)
 {
     tk_jobs *jobs = arg;
+    tk_process_thread("jobs", TK_THREAD_GIVES_WAY);
     while (!is_stopping(jobs)) {
         tk_job job;
         tk_diag diag;

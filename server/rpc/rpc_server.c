@@ -13,6 +13,7 @@
 #include <grpc/support/time.h>
 
 #include "engine/mem.h"
+#include "process.h"
 #include "rpc/accept_guard.h"
 #include "rpc/rpc_internal.h"
 
@@ -146,6 +147,7 @@ static void handle_events(tk__rpc_cq *cq)
 static void *serve(void *arg)
 {
     tk__rpc_cq *cq = this_queue = arg;
+    tk_process_thread("rpc", TK_THREAD_GIVES_WAY);
     for (unsigned i = 0; i < TK__RPC_SLOTS; i++) {
         cq->slots[i].cq = cq;
         cq->slots[i].tag = (tk__rpc_tag){on_new_call, &cq->slots[i]};

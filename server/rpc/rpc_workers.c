@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine/mem.h"
+#include "process.h"
 #include "rpc/rpc_internal.h"
 
 static void append_locked(tk__rpc_workers *w, tk_rpc_call *call)
@@ -62,6 +63,7 @@ static void put_back(tk__rpc_workers *w, tk_rpc_call *call)
 static void *work(void *arg)
 {
     tk__rpc_workers *w = arg;
+    tk_process_thread("rpc worker", TK_THREAD_GIVES_WAY);
     tk__rpc_scratch scratch = {0};
     unsigned what = 0;
     for (tk_rpc_call *call; (call = take(w, &what));) {

@@ -1,6 +1,6 @@
 /* See batcher.h. One lock guards everything shared; it is never held while an image is decoded, the
- * trunk runs, or `done` is called. Two conditions: `work` wakes decode threads, `ready` the
- * executor.
+ * trunk runs, or `done` is called. Three conditions: `work` wakes decode threads, `ready` the
+ * executor, `answer` the thread that calls `done` while the executor has another pass to run.
  *
  * An image is in one of these places: not started (its request is in its tenant's list), being
  * decoded, ready (has a canvas, is in its tenant's list of ready ones and in that of all), in the
@@ -12,6 +12,7 @@
 
 #include "clock.h"
 #include "engine/mem.h"
+#include "process.h"
 #include "serving/batcher_internal.h"
 
 enum {
@@ -103,8 +104,17 @@ static bool images_done_locked(tk_batcher *b, tk_infer *r, size_t n)
     return true;
 }
 
-/* Marks a request that nobody waits for. */
-static void check_alive_locked(tk_batcher *b, tk_infer *r, int64_t now)
+/* When a pass that begins now ends at the soonest. Known while the queue is long; a quarter less
+ * than the estimate, as what is given up by it may have been in time. */
+static int64_t soonest_locked(const tk_batcher *b, int64_t now)
+{
+    const size_t n = b->images < b->opts.max_batch ? b->images : b->opts.max_batch;
+    const int64_t pass = b->pace.busy ? tk__pace_of(&b->pace, n) : 0;
+    return pass > 0 ? now + pass - pass / 4 : now;
+}
+
+/* Marks a request that nobody waits for, or will wait for when it could be answered. */
+static void check_alive_locked(tk_batcher *b, tk_infer *r, int64_t answered)
 {
     if (r->err != TK_OK) return;
     if (b->stop) {
@@ -114,9 +124,9 @@ static void check_alive_locked(tk_batcher *b, tk_infer *r, int64_t now)
         r->err = TK_CANCELLED;
         r->reason = "the request was cancelled";
         b->stats.cancelled++;
-    } else if (now >= r->deadline_ns) {
+    } else if (answered >= r->deadline_ns) {
         r->err = TK_DEADLINE;
-        r->reason = "the deadline passed while the images waited";
+        r->reason = "the images waited until the deadline could not be met any more";
         b->stats.late++;
     }
 }
@@ -181,7 +191,7 @@ static tk__tenant *next_to_decode_locked(tk_batcher *b)
 static tk_infer_image *take_image_locked(tk_batcher *b, tk__tenant *t, tk_infer **finished)
 {
     tk_infer *r = tk__tenant_pop(t);
-    check_alive_locked(b, r, b->opts.clock());
+    check_alive_locked(b, r, soonest_locked(b, b->opts.clock()));
     if (r->err != TK_OK) {
         drop_rest_locked(b, r, finished);
         return NULL;
@@ -345,6 +355,7 @@ static void spread_step_locked(tk_batcher *b, tk__spread *s)
 static void *decoder_main(void *arg)
 {
     tk_batcher *b = arg;
+    tk_process_thread("decode", TK_THREAD_GIVES_WAY);
     pthread_mutex_lock(&b->lock);
     for (;;) {
         tk__tenant *t = next_to_decode_locked(b);
@@ -399,11 +410,11 @@ static size_t take_batch_locked(tk_batcher *b, tk_infer **finished)
 {
     tk__fair *order = &b->tenants.pass;
     size_t n = 0;
-    const int64_t now = b->opts.clock();
+    const int64_t soonest = soonest_locked(b, b->opts.clock());
     tk__tenant *aside = NULL, *t; /* aside: their next image has another version */
     while (n < b->opts.max_batch && (t = tk__tenant_of_pass(tk__fair_first(order)))) {
         tk_infer *r = tk__tenant_ready(t)->infer;
-        check_alive_locked(b, r, now);
+        check_alive_locked(b, r, soonest);
         if (r->err == TK_OK && n > 0 && b->batch[0]->infer->snapshot != r->snapshot) {
             tk__fair_remove(order, &t->pass);
             t->aside = aside;
@@ -465,9 +476,52 @@ static void run_batch(tk_batcher *b, size_t n)
     }
 }
 
+/* -- answers -- */
+
+static void *answerer_main(void *arg)
+{
+    tk_batcher *b = arg;
+    tk_process_thread("answer", TK_THREAD_GIVES_WAY);
+    pthread_mutex_lock(&b->lock);
+    while (!b->stop || b->answered) {
+        tk_infer *finished = b->answered;
+        b->answered = NULL;
+        b->answering = finished != NULL;
+        if (!finished) {
+            pthread_cond_wait(&b->answer, &b->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&b->lock);
+        finish_all(finished);
+        pthread_mutex_lock(&b->lock);
+    }
+    b->answering = false;
+    pthread_mutex_unlock(&b->lock);
+    return NULL;
+}
+
+/* Writing answers, and whatever else the connections have to do just then, is no work for the
+ * executor when images wait for it; when none do, the way by another thread is the longer one. No
+ * pass overtakes the one before. */
+static void answer_locked(tk_batcher *b, tk_infer *finished)
+{
+    if (b->answering || b->answered || (b->n_ready > 0 && !b->stop)) {
+        tk_infer **end = &b->answered;
+        while (*end)
+            end = &(*end)->next;
+        *end = finished;
+        pthread_cond_signal(&b->answer);
+        return;
+    }
+    pthread_mutex_unlock(&b->lock);
+    finish_all(finished);
+    pthread_mutex_lock(&b->lock);
+}
+
 static void *executor_main(void *arg)
 {
     tk_batcher *b = arg;
+    tk_process_thread("infer", TK_THREAD_FIRST);
     pthread_mutex_lock(&b->lock);
     for (;;) {
         int64_t until;
@@ -499,9 +553,7 @@ static void *executor_main(void *arg)
             }
         }
         tk__pace_pass(&b->pace, b->opts.clock(), n, b->images >= b->opts.max_batch);
-        pthread_mutex_unlock(&b->lock);
-        finish_all(finished);
-        pthread_mutex_lock(&b->lock);
+        if (finished) answer_locked(b, finished);
     }
 }
 
@@ -616,6 +668,7 @@ tk_err tk_batcher_create(tk_batcher **out, const tk_batcher_opts *opts, tk_diag 
     b->tenants.rate = b->opts.max_tenant_rate;
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->work, NULL);
+    pthread_cond_init(&b->answer, NULL);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -626,6 +679,8 @@ tk_err tk_batcher_create(tk_batcher **out, const tk_batcher_opts *opts, tk_diag 
     bool ok = b->batch && b->passes;
     ok = ok && pthread_create(&b->executor, NULL, executor_main, b) == 0;
     b->executor_runs = ok;
+    ok = ok && pthread_create(&b->answerer, NULL, answerer_main, b) == 0;
+    b->answerer_runs = ok;
     while (ok && b->n_decoders < b->opts.decode_threads) {
         ok = pthread_create(&b->decoders[b->n_decoders], NULL, decoder_main, b) == 0;
         b->n_decoders += ok;
@@ -645,12 +700,15 @@ void tk_batcher_destroy(tk_batcher *b)
     b->stop = true;
     pthread_cond_broadcast(&b->work);
     pthread_cond_broadcast(&b->ready);
+    pthread_cond_broadcast(&b->answer);
     pthread_mutex_unlock(&b->lock);
     for (size_t i = 0; i < b->n_decoders; i++)
         pthread_join(b->decoders[i], NULL);
     if (b->executor_runs) pthread_join(b->executor, NULL);
+    if (b->answerer_runs) pthread_join(b->answerer, NULL);
     pthread_cond_destroy(&b->work);
     pthread_cond_destroy(&b->ready);
+    pthread_cond_destroy(&b->answer);
     pthread_mutex_destroy(&b->lock);
     tk__tenants_fini(&b->tenants);
     tk_free(b->batch);

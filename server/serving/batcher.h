@@ -95,7 +95,7 @@ struct tk_infer {
     /* Has the asker gone? Any thread, under the batcher's lock: must only look at a flag. NULL:
      * never. */
     bool (*cancelled)(void *user);
-    /* Called once, from the executor or a decode thread, with no lock held. TK_OK: every image has
+    /* Called once, from a thread of the batcher, with no lock held. TK_OK: every image has
      * its answer or its error. TK_CANCELLED, TK_DEADLINE or TK_NOMEM otherwise. Must not block. */
     void (*done)(tk_infer *infer, tk_err err, const char *reason);
     uint32_t retry_ms; /* out, when submit refuses: try again after so long; 0: it is no use */

@@ -26,10 +26,12 @@ typedef struct tk__spread {
 struct tk_batcher {
     tk_batcher_opts opts;
     pthread_mutex_t lock;
-    pthread_cond_t work, ready; /* lock; `ready` on CLOCK_MONOTONIC */
+    pthread_cond_t work, ready, answer; /* lock; `ready` on CLOCK_MONOTONIC */
     /* lock: */
     tk__tenants tenants;
     tk__spread *spreads;
+    tk_infer *answered;              /* by a pass; for the thread that calls `done`, */
+    bool answering;                  /* which is about it */
     tk_infer_image *oldest, *newest; /* ready, of all tenants */
     size_t not_started, decoding, n_ready;
     size_t images, bytes; /* submitted, not answered */
@@ -43,9 +45,9 @@ struct tk_batcher {
     tk_infer_image **batch; /* [max_batch] */
     tk_pass *passes;        /* [max_batch] */
     /* create and destroy: */
-    pthread_t executor, decoders[TK__MAX_DECODERS];
+    pthread_t executor, answerer, decoders[TK__MAX_DECODERS];
     size_t n_decoders;
-    bool executor_runs;
+    bool executor_runs, answerer_runs;
 };
 
 /* -- batcher.c; the caller holds the lock -- */

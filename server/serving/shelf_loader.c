@@ -5,6 +5,7 @@
 #include <time.h>
 
 #include "clock.h"
+#include "process.h"
 #include "serving/shelf_internal.h"
 
 enum { LOOK_MS = 50 }; /* so often those that wait are looked at, though nothing was loaded */
@@ -271,6 +272,7 @@ static void step_locked(tk_shelf *s)
 void *tk__shelf_main(void *arg)
 {
     tk_shelf *s = arg;
+    tk_process_thread("versions", TK_THREAD_GIVES_WAY);
     const tk_diag diag = {"the server is shutting down"};
     pthread_mutex_lock(&s->lock);
     while (!s->stop)

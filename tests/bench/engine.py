@@ -65,12 +65,17 @@ def in_fp32(case):
     return case.rsplit(" ", 1)[0] + " fp32"
 
 
+def one_thread(case):
+    kind, arch, px, batch, _, precision = case.split()
+    return f"{kind} {arch} {px} {batch} 1 {precision}"
+
+
 def reference(case, column):
     """What the case's ratio in a column is taken against: (contender, case), or None."""
     kind, arch, px, batch, threads, precision = words(case)
     fp32 = in_fp32(case)
     if column == "1 thread":
-        single = f"{kind} {arch} {px} {batch} 1 {precision}"
+        single = one_thread(case)
         return ("trunkd", single) if threads > 1 and single in CASES else None
     if column == "fp32":
         return ("trunkd", fp32) if precision != "fp32" else None
@@ -105,25 +110,35 @@ class Contender:
             pass
         self.process.wait()
 
-    def ask(self, request, about=None):
-        """The answer's words after `ok`, or None; the reason is then kept under `about`."""
+    def send(self, request):
         if not self.process:
-            return None
+            return
         try:
             self.process.stdin.write(request + "\n")
             self.process.stdin.flush()
-            answer = self.process.stdout.readline().strip()
         except BrokenPipeError:
-            answer = ""
+            pass  # then there is no answer either
+
+    def receive(self, about):
+        """The words after `ok`, or None; the reason is then kept under `about`."""
+        if not self.process:
+            return None
+        answer = self.process.stdout.readline().strip()
         if answer.startswith("ok "):
             return answer.split()[1:]
         reason = answer.removeprefix("error: ") or "ended without an answer"
-        self.reasons.setdefault(reason, {})[about or request] = True
+        self.reasons.setdefault(reason, {})[about] = True
         return None
 
-    def measure(self, case, request):
-        answer = self.ask(request, case)
+    def ask(self, request, about=None):
+        self.send(request)
+        return self.receive(about or request)
+
+    def keep(self, case, answer):
         self.results.setdefault(case, []).append(float(answer[0]) if answer else None)
+
+    def measure(self, case, request):
+        self.keep(case, self.ask(request, case))
 
     def median(self, case):
         numbers = self.results[case]
@@ -210,7 +225,7 @@ def round_rows(contenders, cases, unit):
     yield ["case", "contender", "round", unit]
     for case in cases:
         for c in contenders:
-            yield from ([case, c.name, i, n] for i, n in enumerate(c.results[case]) if n)
+            yield from ([case, c.name, i, n] for i, n in enumerate(c.results.get(case, [])) if n)
 
 
 # --- times ---
@@ -257,6 +272,57 @@ def print_times(contenders, cases):
             row += f"{cell:>19}"
         print(row.rstrip())
     print_reasons(contenders)
+
+
+# --- scaling ---
+
+
+def scaling(args, contenders, selected):
+    """Two threads against one, beside what the machine gives two processes of one thread each that share
+    nothing and never wait for each other."""
+    cases = [c for c in selected if words(c)[4] == 2 and one_thread(c) in CASES]
+    seconds = args.seconds or (0.5 if args.quick else 2.0)
+    ours = contenders[0]
+    twins = [Contender(f"process {i}", ours.command, ours.env) for i in (1, 2)]
+    peers = {"infer": contenders[1], "train": contenders[2]}
+    head = header(contenders, measure_peaks(ours, [r for c in cases for r in (one_thread(c), c)]),
+                  f"{args.rounds} rounds of {seconds} s per case; milliseconds per call; process 1 and 2: at once, each")
+    print("\n".join(head), flush=True)
+    for number in range(args.rounds):
+        for case in cases:
+            single = one_thread(case)
+            for contender in (ours, peers[words(case)[0]]):
+                for threads in (single, case):
+                    contender.measure(threads, f"{threads} {seconds}")
+                    time.sleep(0.2)
+            for twin in twins:  # builds the case, so that both begin to measure at once
+                number or twin.ask(f"{single} 0")
+            for twin in twins:
+                twin.send(f"{single} {seconds}")
+            for twin in twins:
+                twin.keep(single, twin.receive(single))
+        print(f"round {number + 1} of {args.rounds} done", file=sys.stderr, flush=True)
+    print_scaling(ours, twins, peers, cases)
+    everyone = [*contenders, *twins]
+    asked = [c for case in cases for c in (one_thread(case), case)]
+    write_csv(args, "engine-scaling", head, round_rows([c for c in everyone if c.results], asked, "milliseconds"))
+    for twin in twins:
+        twin.stop()
+
+
+def print_scaling(ours, twins, peers, cases):
+    print(f"\n{'case':30}{'1 thread':>10}{'2 threads':>11}{'faster':>8}{'2 processes':>13}{'of that':>9}{'the peer':>10}")
+    for case in cases:
+        single, peer = one_thread(case), peers[words(case)[0]]
+        alone = ours.results[single]
+        threads = median_ratio(alone, ours.results[case])
+        shares = [median_ratio(alone, twin.results[single]) for twin in twins]
+        processes = None if None in shares else sum(shares)
+        theirs = median_ratio(peer.results[single], peer.results[case])
+        print(f"{case:30}{ours.cell(single, '%.2f'):>10}{ours.cell(case, '%.2f'):>11}{show(threads, '%.2f'):>8}"
+              f"{show(processes, '%.2f'):>13}{show(threads and processes and threads / processes, '%.2f'):>9}"
+              f"{show(theirs, '%.2f'):>10}")
+    print_reasons([ours, *twins])
 
 
 # --- memory ---
@@ -343,6 +409,8 @@ def parse():
                    help="instead of times: peak memory of a training step, trunkd and PyTorch")
     p.add_argument("--layers", action="store_true",
                    help="instead of times: trunkd's convolutions one by one against the measured peaks")
+    p.add_argument("--scaling", action="store_true",
+                   help="instead of times: two threads against one, two processes of one thread at once, and the peer")
     p.add_argument("--rounds", type=int, help="default 7; 2 with --quick; 3 for --memory")
     p.add_argument("--seconds", type=float,
                    help="per case, contender and round: default 2, 0.5 with --quick;"
@@ -385,7 +453,7 @@ def main():
         sys.exit("engine.py: --engine is missing; engine.sh builds it")
     args.layer_program = os.path.join(args.engine, "engine_layers")
     contenders = start_contenders(args)
-    (memory if args.memory else layers if args.layers else times)(args, contenders, selected)
+    (memory if args.memory else layers if args.layers else scaling if args.scaling else times)(args, contenders, selected)
     for contender in contenders:
         contender.stop()
 

@@ -192,6 +192,8 @@ class Table:
         self.add('  images a pass', self.of(lambda r: (r[kind]['server'] or {}).get('batch_images')), '{:.1f}')
         for stage in ('decode', 'queue', 'trunk', 'head'):
             self.add(f'  {stage}, half within', self.of(lambda r, s=stage: stage_ms(r[kind], s)), '{:.2f} ms')
+        self.add('  inference computed', self.of(lambda r: r[kind]['infer_ran']), '{:.1%} of the time')
+        self.add('  inference waited for a core', self.of(lambda r: r[kind]['infer_waited']), '{:.1%} of the time')
         self.add('  the server took', self.of(lambda r: r[kind]['server_cpus']), '{:.2f} cores')
         self.add('  the generator took', self.of(lambda r: r[kind]['client_cpus']), '{:.2f} cores')
 

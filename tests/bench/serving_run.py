@@ -54,6 +54,17 @@ class Process:
             user, system = stat.read().rpartition(')')[2].split()[11:13]
         return (int(user) + int(system)) / os.sysconf('SC_CLK_TCK')
 
+    def inference_seconds(self):
+        """That trunkd's thread of inference has run, and has waited for a core that others had."""
+        tasks = f'/proc/{self.process.pid}/task'
+        for task in os.listdir(tasks):
+            with open(f'{tasks}/{task}/comm') as name:
+                if name.read() != 'infer\n':
+                    continue
+            with open(f'{tasks}/{task}/schedstat') as times:
+                return [int(ns) / 1e9 for ns in times.read().split()[:2]]
+        return [0, 0]
+
     def mebibytes(self):
         """Resident."""
         with open(f'/proc/{self.process.pid}/status') as status:
@@ -118,12 +129,14 @@ class Site:
         if o.csv:
             command += ['--csv', o.csv]
         server = at or self.trunkd
-        begun, took = time.monotonic(), server.cpu_seconds()
+        begun, took, infer = time.monotonic(), server.cpu_seconds(), server.inference_seconds()
         run = subprocess.run(command, env=self.environment(server.address), stdout=subprocess.PIPE, text=True)
         if not run.stdout:
             sys.exit('serving.sh: trunkctl bench failed')
-        cpus = (server.cpu_seconds() - took) / (time.monotonic() - begun)
-        return {**json.loads(run.stdout), 'server_cpus': cpus}
+        lasted = time.monotonic() - begun
+        ran, waited = ((b - a) / lasted for a, b in zip(infer, server.inference_seconds()))
+        return {**json.loads(run.stdout), 'server_cpus': (server.cpu_seconds() - took) / lasted, 'infer_ran': ran,
+                'infer_waited': waited}
 
     def classify(self, *args, at=None):
         own = [] if at else ['--admin-token-file', f'{self.dir}/store/admin.token']

@@ -1,4 +1,5 @@
 /* The real trunkd as those see it who watch over it: metrics, readiness, the access log, top. */
+#include <dirent.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -7,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -466,10 +468,58 @@ static void draining_is_not_ready(void **state)
     assert_int_equal(trunkd_end(&server, SIGTERM), 0);
 }
 
+static bool has_thread(const char *name, long nice)
+{
+    char path[64], line[512];
+    bool found = false;
+    snprintf(path, sizeof path, "/proc/%d/task", (int)server.pid);
+    DIR *tasks = opendir(path);
+    assert_non_null(tasks);
+    for (const struct dirent *e; !found && (e = readdir(tasks));) {
+        snprintf(path, sizeof path, "/proc/%d/task/%.20s/stat", (int)server.pid, e->d_name);
+        FILE *f = fopen(path, "r");
+        if (!f) continue;
+        const size_t n = fread(line, 1, sizeof line - 1, f);
+        fclose(f);
+        line[n] = '\0';
+        char *is = strchr(line, '('), *end = strrchr(line, ')');
+        if (!is || !end) continue;
+        *end = '\0';
+        long has = -1; /* the 19th field; the first after the name is the 3rd */
+        found =
+            strcmp(is + 1, name) == 0 &&
+            sscanf(end + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %ld",
+                   &has) == 1 &&
+            has == nice;
+    }
+    closedir(tasks);
+    return found;
+}
+
+static void expect_thread(const char *name, long nice)
+{
+    for (int ms = 0; ms < PATIENCE_MS; ms += 10) {
+        if (has_thread(name, nice)) return;
+        nanosleep(&(struct timespec){0, 10000000}, NULL);
+    }
+    fail_msg("there is no thread \"%s\" of nice %ld", name, nice);
+}
+
+static void threads_have_names_and_give_way_to_inference(void **state)
+{
+    (void)state;
+    const long own = getpriority(PRIO_PROCESS, 0); /* inherited by the server */
+    expect_thread("infer", own);
+    static const char *const behind[] = {"decode", "answer", "rpc", "rpc worker", "versions"};
+    for (size_t i = 0; i < sizeof behind / sizeof *behind; i++)
+        expect_thread(behind[i], own + 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(calls_show_in_the_metrics),
+        cmocka_unit_test(threads_have_names_and_give_way_to_inference),
         cmocka_unit_test(versions_and_jobs_show_in_the_metrics),
         cmocka_unit_test(status_has_the_figures_of_top),
         cmocka_unit_test(top_shows_one_view_and_ends),
