@@ -6,7 +6,8 @@ For each input size each round measures, one after the other, so that a machine 
     one        the engine alone (engine_bench: passes of --batch images on --threads threads), then trunkctl bench: one
                tenant, closed loop with --concurrency calls in flight, one JPEG a call
     tenants    the same with the calls spread over --tenants tenants, each with a head of its own
-    overload   open loop at 3 times what all tenants got, with a deadline: goodput, refusals and their latency
+    overload   open loop at 3 times what all tenants got, with a deadline: goodput, refusals and their latency, once
+               it has lasted four deadlines
     ort        ONNX Runtime behind a gRPC server, one model for one tenant: closed loop; then both servers in open loop
                at 0.7 times what it got there
     models     ONNX Runtime with --models models, one for each of as many tenants, against trunkd with their heads:
@@ -98,7 +99,7 @@ def measure_tenants(o, site, r):
 
 def measure_overload(o, site, r):
     r['overload'] = site.classify('--tokens', site.tokens, *rate(3 * r['many']['images_per_s']), '--deadline-ms',
-                                  str(o.deadline_ms))
+                                  str(o.deadline_ms), warm_up=4 * o.deadline_ms / 1000)
 
 
 def measure_ort(o, site, r):

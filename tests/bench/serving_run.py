@@ -122,10 +122,11 @@ class Site:
         env.update(TRUNKD_SERVER=address, XDG_CONFIG_HOME=f'{self.dir}/config')
         return env
 
-    def bench(self, *args, at=None):
+    def bench(self, *args, at=None, warm_up=0):
         """A run's report, of trunkd or of another server."""
         o = self.o
-        command = [f'{o.bin}/trunkctl', 'bench', '--json', '--seconds', str(o.seconds), '--warm-up', str(o.warm_up), *args]
+        command = [f'{o.bin}/trunkctl', 'bench', '--json', '--seconds', str(o.seconds), '--warm-up',
+                   str(max(o.warm_up, warm_up)), *args]
         if o.csv:
             command += ['--csv', o.csv]
         server = at or self.trunkd
@@ -138,9 +139,9 @@ class Site:
         return {**json.loads(run.stdout), 'server_cpus': (server.cpu_seconds() - took) / lasted, 'infer_ran': ran,
                 'infer_waited': waited}
 
-    def classify(self, *args, at=None):
-        own = [] if at else ['--admin-token-file', f'{self.dir}/store/admin.token']
-        return self.bench('--images', f'{self.dir}/pictures', *own, *args, at=at)
+    def classify(self, *args, **how):
+        own = [] if how.get('at') else ['--admin-token-file', f'{self.dir}/store/admin.token']
+        return self.bench('--images', f'{self.dir}/pictures', *own, *args, **how)
 
     # -- a job --
 
