@@ -48,12 +48,14 @@ static bool fits_queue(const tk_batcher *b, const tk__tenant *t, const tk_infer 
 }
 
 /* How many images pass until this tenant has had `own`: with fair turns no more than as many of
- * each tenant, by their weights, and no more than there are. */
+ * each tenant, by their weights, and no more than there are and will come meanwhile, as what others
+ * send later may have its turn before the tenant's second. */
 static size_t shared_locked(const tk_batcher *b, const tk__tenant *t, size_t own, size_t all)
 {
     const double weight = b->weight + (t->images == 0 ? t->weight : 0);
-    const double images = ceil((double)own * weight / t->weight);
-    return images < (double)all ? (size_t)images : all;
+    const double turns = ceil((double)own * weight / t->weight);
+    const double drain = fmax(1 - b->pace.inflow, 1e-6); /* images fewer for each that is done */
+    return (size_t)fmin(turns, (double)all / drain);
 }
 
 static tk_err refuse_tenant_locked(tk_batcher *b, const tk__tenant *t, tk_infer *r, tk_diag *diag)

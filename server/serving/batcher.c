@@ -552,7 +552,8 @@ static void *executor_main(void *arg)
                 finished = r;
             }
         }
-        tk__pace_pass(&b->pace, b->opts.clock(), n, b->images >= b->opts.max_batch);
+        tk__pace_pass(&b->pace, b->opts.clock(), n, b->came, b->images >= b->opts.max_batch);
+        b->came = 0;
         if (finished) answer_locked(b, finished);
     }
 }
@@ -568,6 +569,7 @@ static void take_in_locked(tk_batcher *b, tk__tenant *t, tk_infer *r)
     b->images += r->n_images;
     b->bytes += r->bytes;
     b->not_started += r->n_images;
+    b->came += r->n_images;
     r->of = t;
     tk__tenant_push(t, r);
     tk__fair_add(&b->tenants.decode, &t->decode);

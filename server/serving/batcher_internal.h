@@ -35,6 +35,7 @@ struct tk_batcher {
     tk_infer_image *oldest, *newest; /* ready, of all tenants */
     size_t not_started, decoding, n_ready;
     size_t images, bytes; /* submitted, not answered */
+    size_t came;          /* images taken in since the last pass */
     size_t active;        /* tenants with images of these */
     double weight;        /* of these tenants together */
     size_t sweep_steps;   /* see admit.c */

@@ -11,13 +11,15 @@
 
 typedef struct tk__pace {
     double image_ns; /* estimate */
+    double inflow;   /* images taken in for each that is done; 0 while nothing waits */
     unsigned passes; /* it was made of */
     int64_t last_ns; /* the last pass's end */
     bool busy;       /* enough waited then */
 } tk__pace;
 
-/* A pass of `n` images ended at `now`; does a full pass still wait? */
-void tk__pace_pass(tk__pace *pace, int64_t now, size_t n, bool busy);
+/* A pass of `n` images ended at `now`, and `came` were taken in since the last; does a full pass
+ * still wait? */
+void tk__pace_pass(tk__pace *pace, int64_t now, size_t n, size_t came, bool busy);
 /* How long `images` take, in ns; -1: not known. */
 int64_t tk__pace_of(const tk__pace *pace, size_t images);
 

@@ -108,19 +108,22 @@ static void the_pace_is_known_from_busy_passes_only(void **state)
     tk__pace pace = {0};
     int64_t now = 0;
     for (int i = 0; i < 10; i++)
-        tk__pace_pass(&pace, now += second, 16, false); /* mostly idle between them */
+        tk__pace_pass(&pace, now += second, 16, 16, false); /* mostly idle between them */
     assert_int_equal(tk__pace_of(&pace, 1), -1);
-    tk__pace_pass(&pace, now += second, 16, true);
+    tk__pace_pass(&pace, now += second, 16, 16, true);
     for (int i = 0; i < 10; i++)
-        tk__pace_pass(&pace, now += 32 * ms, 16, true);
+        tk__pace_pass(&pace, now += 32 * ms, 16, 16, true);
     assert_int_equal(tk__pace_of(&pace, 10), 20 * ms);
-    tk__pace_pass(&pace, now += 3600 * second, 16, true); /* the machine slept */
+    tk__pace_pass(&pace, now += 3600 * second, 16, 16, true); /* the machine slept */
     assert_true(tk__pace_of(&pace, 10) < 30 * ms);
-    tk__pace_pass(&pace, now, 16, true); /* a clock that stands says nothing */
+    tk__pace_pass(&pace, now, 16, 16, true); /* a clock that stands says nothing */
     for (int i = 0; i < 200; i++)
-        tk__pace_pass(&pace, now += 64 * ms, 16, true);
+        tk__pace_pass(&pace, now += 64 * ms, 16, 8, true);
     const int64_t slower = tk__pace_of(&pace, 10);
     assert_true(slower > 39 * ms && slower < 41 * ms);
+    assert_true(pace.inflow > 0.49 && pace.inflow < 0.51);
+    tk__pace_pass(&pace, now += 64 * ms, 16, 8, false);
+    assert_true(pace.inflow == 0);
 }
 
 /* -- records -- */
@@ -538,6 +541,39 @@ static void a_deadline_that_cannot_be_met_is_refused_at_once(void **state)
     tk_batcher_destroy(b);
 }
 
+/* Of eleven tenants with an image each one sends a second: all the others' next ones may have their
+ * turns before, if they keep coming. */
+static void a_second_turn_comes_after_what_others_send_meanwhile(void **state)
+{
+    (void)state;
+    enum { OTHERS = 10 };
+    tk_batcher *b = start((tk_batcher_opts){.decode_threads = 1, .clock = our_clock});
+    plug p;
+    plug_begin(&p, b, model, CAROL);
+    asked *others[OTHERS], *first = submit(b, ALICE, 1, NULL);
+    for (size_t i = 0; i < OTHERS; i++)
+        others[i] = submit(b, 100 + (int64_t)i, 1, NULL);
+    wait_ready(b, 1 + OTHERS);
+    pthread_mutex_lock(
+        &b->lock); /* three passes of four take 120 ms, six 240, and a quarter more */
+    b->pace = (tk__pace){.image_ns = 10e6, .passes = 100, .busy = true, .inflow = 1};
+    pthread_mutex_unlock(&b->lock);
+    asked *again = ask_as(ALICE, model, 1);
+    again->infer->deadline_ns = time_now + 160 * ms;
+    assert_int_equal(tk_batcher_submit(b, again->infer, NULL), TK_DEADLINE);
+    pthread_mutex_lock(&b->lock);
+    b->pace.inflow = 0;
+    pthread_mutex_unlock(&b->lock);
+    assert_int_equal(tk_batcher_submit(b, again->infer, NULL), TK_OK);
+    plug_end(&p);
+    settle(first, TK_OK);
+    settle(again, TK_OK);
+    for (size_t i = 0; i < OTHERS; i++)
+        settle(others[i], TK_OK);
+    tk_batcher_destroy(b);
+    tk_infer_destroy(p.infer);
+}
+
 /* -- memory -- */
 
 static void a_new_tenant_without_memory_is_refused_and_nothing_is_left(void **state)
@@ -605,6 +641,7 @@ int main(void)
         cmocka_unit_test(what_ends_after_its_decoding_costs_no_pass),
         cmocka_unit_test(what_cannot_be_in_time_costs_no_pass),
         cmocka_unit_test(a_deadline_that_cannot_be_met_is_refused_at_once),
+        cmocka_unit_test(a_second_turn_comes_after_what_others_send_meanwhile),
         cmocka_unit_test(a_new_tenant_without_memory_is_refused_and_nothing_is_left),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
