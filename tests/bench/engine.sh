@@ -5,6 +5,7 @@
 #     tests/bench/engine.sh --quick --only resnet18      a glance
 #     tests/bench/engine.sh --memory                     peak memory of training steps
 #     tests/bench/engine.sh --layers --only 'train resnet18 64 64 2'    where the time goes
+#     tests/bench/engine.sh --scaling                    two threads, two processes, and the peer's two threads
 #
 #   --build FOLDER build and keep the peers here (default: build, below the source)
 #   --no-install   take the peers that are there and install none
