@@ -1,5 +1,5 @@
-/* The batcher's insides, for the two files that it is made of: batcher.c moves images, admit.c says
- * what is taken in. Nobody else includes this. */
+/* The batcher's insides, for the files that it is made of: batcher.c moves images, admit.c says
+ * what is taken in, infer.c makes requests and canvases. Nobody else but tests includes this. */
 #ifndef SERVER_SERVING_BATCHER_INTERNAL_H
 #define SERVER_SERVING_BATCHER_INTERNAL_H
 
@@ -56,6 +56,10 @@ struct tk_batcher {
  * are wholly done with are put on *finished. */
 void tk__batcher_sweep(tk_batcher *b, tk__tenant *tenant, int64_t now, tk_infer **finished);
 void tk__batcher_sweep_all(tk_batcher *b, int64_t now, tk_infer **finished);
+
+/* -- infer.c; without the lock -- */
+/* Sets image->canvas, or image->error. TK_NOMEM. */
+TK_MUST tk_err tk__infer_decode(tk_infer_image *image, const tk_image_limits *limits);
 
 /* -- admit.c; the caller holds the lock -- */
 /* Is the request taken? TK_OK, or a refusal as tk_batcher_submit() gives it; then it is counted,
