@@ -84,7 +84,7 @@ typedef enum tk_turned_away {
     TK_AWAY_TENANT_FULL, /* refused: its tenant's part */
     TK_AWAY_RATE,        /* refused: its tenant's rate */
     TK_AWAY_DEADLINE,    /* refused: it could not be met */
-    TK_AWAY_LATE,        /* dropped: the deadline passed */
+    TK_AWAY_LATE,        /* dropped: too late for the deadline */
     TK_AWAY_CANCELLED,   /* dropped */
     TK_AWAY_COUNT,
 } tk_turned_away;

@@ -554,8 +554,8 @@ static void a_second_turn_comes_after_what_others_send_meanwhile(void **state)
     for (size_t i = 0; i < OTHERS; i++)
         others[i] = submit(b, 100 + (int64_t)i, 1, NULL);
     wait_ready(b, 1 + OTHERS);
-    pthread_mutex_lock(
-        &b->lock); /* three passes of four take 120 ms, six 240, and a quarter more */
+    /* Three passes of four take 120 ms, six 240, and a quarter more. */
+    pthread_mutex_lock(&b->lock);
     b->pace = (tk__pace){.image_ns = 10e6, .passes = 100, .busy = true, .inflow = 1};
     pthread_mutex_unlock(&b->lock);
     asked *again = ask_as(ALICE, model, 1);
